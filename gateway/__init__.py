@@ -1,0 +1,1 @@
+"""Speaks to users: the HTTP server, its public faces, deployed functions on disk, the daemon and its client."""

@@ -1,0 +1,1 @@
+"""The public faces: one file per API, all over the same invoke."""

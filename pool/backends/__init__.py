@@ -1,0 +1,1 @@
+"""What runs instances: docker, process, simulated. One protocol (base.py), one contract test suite."""
