@@ -1,0 +1,101 @@
+"""What an instance printed: bounded, in lines, attributed to the invocation where that can be known."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pool.backends.base import Output
+
+LINE_BYTES = 16_384  # a longer line is cut there and goes on as the next
+TAIL_BYTES = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line, without its newline. `at_s` is seconds since the epoch; `invocation` is "" where unknown."""
+
+    at_s: float
+    instance: str
+    invocation: str
+    stream: Output
+    text: str
+
+
+OnLine = Callable[[LogLine], None]
+
+
+class InstanceLog:
+    """The last lines of one instance, at most `keep_bytes` of them; the oldest go first.
+
+    A line belongs to the invocation that alone holds the instance when it arrives; with several at a time only a
+    contract's own markers can tell (see `claim`).
+    """
+
+    __slots__ = ("_bytes", "_claimed", "_held", "_keep_bytes", "_lines", "_on_line", "_partial", "dropped", "instance")
+
+    def __init__(self, instance: str, *, keep_bytes: int = 65_536, on_line: OnLine | None = None) -> None:
+        self.instance = instance
+        self.dropped = 0  # lines that had to make room
+        self._keep_bytes = keep_bytes
+        self._on_line = on_line
+        self._lines: deque[LogLine] = deque()
+        self._bytes = 0
+        self._partial: dict[Output, bytes] = {}
+        self._held: set[str] = set()
+        self._claimed: str | None = None
+
+    def enter(self, invocation: str) -> None:
+        """An invocation begins to use the instance."""
+        self._held.add(invocation)
+
+    def leave(self, invocation: str) -> None:
+        """An invocation is done with the instance."""
+        self._held.discard(invocation)
+
+    def claim(self, invocation: str | None) -> None:
+        """A contract's marker says that what follows is this invocation's (None: no longer)."""
+        self._claimed = invocation
+
+    def write(self, stream: Output, data: bytes) -> None:
+        """Take bytes as they come; whole lines are kept, the rest waits for its newline or for close()."""
+        data = self._partial.pop(stream, b"") + data
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            self._add(stream, line)
+        while len(rest) > LINE_BYTES:
+            self._add(stream, rest[:LINE_BYTES])
+            rest = rest[LINE_BYTES:]
+        if rest:
+            self._partial[stream] = rest
+
+    def close(self) -> None:
+        """The instance is gone: what waits for a newline is a line."""
+        for stream, rest in list(self._partial.items()):
+            self._add(stream, rest)
+        self._partial.clear()
+
+    def lines(self) -> list[LogLine]:
+        """What is kept, oldest first."""
+        return list(self._lines)
+
+    def tail(self, limit_bytes: int = TAIL_BYTES) -> str:
+        """The last of it as text, for an error message."""
+        texts = [line.text for line in self._lines]
+        texts += [rest.decode("utf-8", "replace") for rest in self._partial.values()]
+        return "\n".join(texts)[-limit_bytes:]
+
+    def _add(self, stream: Output, line: bytes) -> None:
+        for start in range(0, max(len(line), 1), LINE_BYTES):
+            text = line[start : start + LINE_BYTES].rstrip(b"\r").decode("utf-8", "replace")
+            invocation = self._claimed or (next(iter(self._held)) if len(self._held) == 1 else "")
+            entry = LogLine(time.time(), self.instance, invocation, stream, text)
+            self._lines.append(entry)
+            self._bytes += len(text) + 64
+            if self._on_line is not None:
+                self._on_line(entry)
+        while self._bytes > self._keep_bytes and len(self._lines) > 1:
+            self._bytes -= len(self._lines.popleft().text) + 64
+            self.dropped += 1
