@@ -1,0 +1,297 @@
+"""HTTP/1.1 between bytes and messages, without I/O, with limits.
+
+Parsing is httptools' (llhttp, strict); this file adds limits, message boundaries and the writing side.
+"""
+
+from __future__ import annotations
+
+import http
+from collections import deque
+from dataclasses import dataclass, field
+
+import httptools
+
+Headers = list[tuple[bytes, bytes]]
+
+HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)  # RFC 9110 section 7.6.1: meant for one connection only
+
+
+class BadMessage(Exception):
+    """What arrived is not HTTP/1.1 as we take it. `status` is what a server answers to such a request."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one message may cost before its body."""
+
+    header_count: int = 100
+    header_bytes: int = 32_768  # names and values together
+    target_bytes: int = 8_192
+
+
+@dataclass(slots=True)
+class RequestMessage:
+    """A request as far as it has arrived. `parts` is the body so far, to be taken out by the reader's user."""
+
+    method: bytes = b""
+    target: bytes = b""
+    headers: Headers = field(default_factory=list)
+    version: str = "1.1"
+    keep_alive: bool = True
+    length: int | None = None  # Content-Length; None: none was sent, or chunked
+    chunked: bool = False
+    expects_continue: bool = False
+    upgrade: bool = False
+    host: bytes | None = None
+    host_count: int = 0
+    parts: list[bytes] = field(default_factory=list)
+    head_done: bool = False
+    done: bool = False
+
+    def take_body(self) -> bytes:
+        """What of the body has arrived since the last call."""
+        parts = self.parts
+        if not parts:
+            return b""
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        return data
+
+
+class RequestReader:
+    """Reads the requests of one connection. Pipelined ones queue up in `messages`, at most what one feed held."""
+
+    __slots__ = ("_bytes", "_limits", "_message", "_parser", "error", "messages")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._bytes = 0
+        self._message = RequestMessage()
+        self.messages: deque[RequestMessage] = deque()
+        self.error: BadMessage | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes. Raises BadMessage; messages complete before the bad one stay in `messages`."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._message.upgrade = True  # what follows is not HTTP; the server answers and closes
+            self._message.keep_alive = False
+        except httptools.HttpParserError as exc:
+            if self.error is None:
+                self.error = BadMessage(f"not a valid HTTP/1.1 request: {exc}")
+        if self.error is not None:
+            raise self.error
+
+    # Called by httptools:
+
+    def on_message_begin(self) -> None:
+        self._message = RequestMessage()
+        self._bytes = 0
+        self.messages.append(self._message)
+
+    def on_url(self, url: bytes) -> None:
+        message = self._message
+        message.target += url
+        if len(message.target) > self._limits.target_bytes:
+            self.error = BadMessage(f"the path and query are longer than {self._limits.target_bytes} bytes", 414)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        message = self._message
+        if message.head_done:
+            return  # a trailer: not passed on
+        message.headers.append((name, value))
+        self._bytes += len(name) + len(value)
+        lower = name.lower()
+        if lower == b"content-length":
+            if value.isdigit():
+                message.length = int(value)
+        elif lower == b"host":
+            message.host = value
+            message.host_count += 1
+        elif lower == b"transfer-encoding":
+            message.chunked = True
+            if value.lower() != b"chunked":
+                self.error = BadMessage("the only transfer coding taken is chunked", 501)
+        elif lower == b"expect":
+            message.expects_continue = value.lower() == b"100-continue"
+
+    def on_headers_complete(self) -> None:
+        message, parser = self._message, self._parser
+        message.method = parser.get_method()
+        message.version = parser.get_http_version()
+        message.keep_alive = parser.should_keep_alive()
+        message.head_done = True
+        limits = self._limits
+        if len(message.headers) > limits.header_count:
+            self.error = BadMessage(f"more than {limits.header_count} headers", 431)
+        elif self._bytes > limits.header_bytes:
+            self.error = BadMessage(f"the headers are larger than {limits.header_bytes} bytes", 431)
+        elif message.host_count != 1 and (message.host_count or message.version != "1.0"):
+            self.error = BadMessage("exactly one Host header is needed")
+        elif message.chunked and message.length is not None:
+            self.error = BadMessage("both Content-Length and Transfer-Encoding")
+
+    def on_body(self, data: bytes) -> None:
+        self._message.parts.append(data)
+
+    def on_message_complete(self) -> None:
+        self._message.done = True
+
+
+class ResponseReader:
+    """Reads the answers of one connection, one at a time; call begin() before each."""
+
+    __slots__ = (
+        "_bytes",
+        "_framed",
+        "_head_only",
+        "_limits",
+        "_parser",
+        "done",
+        "error",
+        "head_done",
+        "headers",
+        "keep_alive",
+        "parts",
+        "status",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._parser = httptools.HttpResponseParser(self)
+        self.keep_alive = True
+        self.begin(head_only=False)
+
+    def begin(self, *, head_only: bool) -> None:
+        """The next answer is to a new request; `head_only`: to a HEAD, so it has no body whatever it says."""
+        self._head_only = head_only
+        self._bytes = 0
+        self._framed = False
+        self.status = 0
+        self.headers: Headers = []
+        self.parts: list[bytes] = []
+        self.head_done = False
+        self.done = False
+        self.error: BadMessage | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes. Raises BadMessage."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.error = BadMessage("the answer switches protocols, which nobody asked for")
+        except httptools.HttpParserError as exc:
+            if self.error is None and not (self._head_only and self.done):
+                self.error = BadMessage(f"not a valid HTTP/1.1 answer: {exc}")
+        if self.error is not None:
+            raise self.error
+
+    def headers_say_short(self) -> bool:
+        """True when the head announces a body of known, moderate length, so that waiting for all of it is cheap."""
+        for name, value in self.headers:
+            if len(name) == 14 and name.lower() == b"content-length":
+                return len(value) < 7
+        return False
+
+    def end_of_stream(self) -> None:
+        """The peer closed. Raises BadMessage unless that ends the answer."""
+        if self.done:
+            return
+        if self.head_done and not self._framed:
+            self.done = True
+            return
+        raise BadMessage("the connection closed in the middle of the answer" if self.status else "no answer")
+
+    def take_body(self) -> bytes:
+        """What of the body has arrived since the last call."""
+        parts = self.parts
+        if not parts:
+            return b""
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        return data
+
+    # Called by httptools:
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.head_done:
+            return  # a trailer
+        self.headers.append((name, value))
+        self._bytes += len(name) + len(value)
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        status = parser.get_status_code()
+        if self.done:
+            self.error = BadMessage("an answer that nobody asked for")
+            return
+        self.status = status
+        if status < 200:
+            if status == 101:
+                self.error = BadMessage("the answer switches protocols, which nobody asked for")
+            return
+        limits = self._limits
+        if len(self.headers) > limits.header_count or self._bytes > limits.header_bytes:
+            self.error = BadMessage(
+                f"the answer has more than {limits.header_count} headers or {limits.header_bytes} bytes of them"
+            )
+        self.head_done = True
+        framed = False
+        for name, _ in self.headers:
+            if len(name) in (14, 17) and name.lower() in (b"content-length", b"transfer-encoding"):
+                framed = True
+        if self._head_only or status in (204, 304):
+            self._framed = True
+            # llhttp does not know that this was a HEAD and would wait for the body it announces.
+            self.keep_alive = parser.should_keep_alive() and (not self._head_only or not framed)
+            self.done = True
+        else:
+            self._framed = framed
+            self.keep_alive = framed and parser.should_keep_alive()
+
+    def on_body(self, data: bytes) -> None:
+        self.parts.append(data)
+
+    def on_message_complete(self) -> None:
+        if self.status < 200:
+            self.headers = []  # an interim answer: the real one follows
+            self._bytes = 0
+            self.status = 0
+        else:
+            self.done = True
+
+
+STATUS_LINES = {
+    code: f"HTTP/1.1 {code} {http.HTTPStatus(code).phrase if code in set(http.HTTPStatus) else 'Status'}\r\n".encode()
+    for code in range(100, 600)
+}
+
+
+def status_line(status: int) -> bytes:
+    """The first line of an answer, with its newline."""
+    line = STATUS_LINES.get(status)
+    return line if line is not None else b"HTTP/1.1 %d Status\r\n" % status
+
+
+def end_to_end(headers: Headers) -> Headers:
+    """The headers a proxy passes on: without hop-by-hop ones, and without those Connection names."""
+    named: set[bytes] = set()
+    for name, value in headers:
+        if name.lower() == b"connection":
+            named.update(token.strip().lower() for token in value.split(b","))
+    dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
+    return [pair for pair in headers if pair[0].lower() not in dropped]
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body; of no data, the last one."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b"0\r\n\r\n"
