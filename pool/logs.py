@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pool.backends.base import Output
 
 LINE_BYTES = 16_384  # a longer line is cut there and goes on as the next
+LINES_PER_S = 2_000  # one instance may print this many lines a second for long; more are counted, not kept
+LINES_BURST = 5_000
 TAIL_BYTES = 4_096
 
 
@@ -34,7 +36,19 @@ class InstanceLog:
     contract's own markers can tell (see `claim`).
     """
 
-    __slots__ = ("_bytes", "_claimed", "_held", "_keep_bytes", "_lines", "_on_line", "_partial", "dropped", "instance")
+    __slots__ = (
+        "_allowance",
+        "_allowed_at_s",
+        "_bytes",
+        "_claimed",
+        "_held",
+        "_keep_bytes",
+        "_lines",
+        "_on_line",
+        "_partial",
+        "dropped",
+        "instance",
+    )
 
     def __init__(self, instance: str, *, keep_bytes: int = 65_536, on_line: OnLine | None = None) -> None:
         self.instance = instance
@@ -44,6 +58,8 @@ class InstanceLog:
         self._lines: deque[LogLine] = deque()
         self._bytes = 0
         self._partial: dict[Output, bytes] = {}
+        self._allowance = float(LINES_BURST)
+        self._allowed_at_s = time.monotonic()
         self._held: set[str] = set()
         self._claimed: str | None = None
 
@@ -62,7 +78,10 @@ class InstanceLog:
     def write(self, stream: Output, data: bytes) -> None:
         """Take bytes as they come; whole lines are kept, the rest waits for its newline or for close()."""
         data = self._partial.pop(stream, b"") + data
-        *lines, rest = data.split(b"\n")
+        *lines, rest = data.split(b"\n", self._allow(data.count(b"\n")))
+        if b"\n" in rest:  # a flood must not cost the loop a step for each line
+            skipped, _, rest = rest.rpartition(b"\n")
+            self.dropped += skipped.count(b"\n") + 1
         for line in lines:
             self._add(stream, line)
         while len(rest) > LINE_BYTES:
@@ -86,6 +105,16 @@ class InstanceLog:
         texts = [line.text for line in self._lines]
         texts += [rest.decode("utf-8", "replace") for rest in self._partial.values()]
         return "\n".join(texts)[-limit_bytes:]
+
+    def _allow(self, count: int) -> int:
+        """How many of `count` lines may be kept now (a token bucket)."""
+        now_s = time.monotonic()
+        refill = (now_s - self._allowed_at_s) * LINES_PER_S
+        self._allowance = min(self._allowance + refill, LINES_BURST)
+        self._allowed_at_s = now_s
+        allowed = min(count, int(self._allowance))
+        self._allowance -= allowed
+        return allowed
 
     def _add(self, stream: Output, line: bytes) -> None:
         for start in range(0, max(len(line), 1), LINE_BYTES):
