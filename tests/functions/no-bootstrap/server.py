@@ -1,0 +1,1 @@
+print("nobody starts me: there is no file named bootstrap here")
