@@ -31,6 +31,7 @@ lint: $(VENV)/ready-dev ## ruff, mypy --strict, the import rule
 	$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy --strict
+	$(VENV)/bin/mypy --strict scripts tests
 	$(VENV)/bin/lint-imports --no-logo
 
 format: $(VENV)/ready-dev ## let ruff put the code in order
@@ -53,10 +54,10 @@ $(VENV)/bin/python:
 
 $(VENV)/ready: pyproject.toml | $(VENV)/bin/python
 	@echo "installing poold and what it needs into $(VENV)"
-	@$(PY) -m pip install --quiet --editable .
+	@$(PY) -m pip install -qq --editable .
 	@touch $@
 
 $(VENV)/ready-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing poold and what its tests need into $(VENV)"
-	@$(PY) -m pip install --quiet --editable '.[dev,plot]'
+	@$(PY) -m pip install -qq --editable '.[dev,plot]'
 	@touch $@ $(VENV)/ready

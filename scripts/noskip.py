@@ -1,4 +1,4 @@
-"""Fail when a test run skipped something, or ran nothing: `python scripts/noskip.py REPORT.xml` (pytest's junit file)."""
+"""Fail when a test run skipped something or ran nothing: `python scripts/noskip.py REPORT.xml` (a junit file)."""
 
 from __future__ import annotations
 
