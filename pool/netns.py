@@ -104,16 +104,7 @@ class NetNamespace:
         Raises ChannelClosed when nothing listens or nothing answered in timeout_s, BackendUnavailable when the
         namespace cannot be entered. When cancelled, the socket is closed.
         """
-        sock = await self._socket(_family(host))
-        try:
-            with trio.move_on_after(timeout_s) as limit:
-                await _connect(sock, (host, port))
-            if limit.cancelled_caught:
-                raise ChannelClosed(f"no answer from {host}:{port} in {timeout_s:g} s")
-            return SocketChannel(sock)
-        except BaseException:
-            sock.close()
-            raise
+        return await connect(await self._socket(_family(host)), host, port, timeout_s)
 
     async def listen(self, host: str, port: int) -> trio.SocketListener:
         """Listen on the numeric address `host`, `port` in there (port 0: a free one).
@@ -214,13 +205,22 @@ class NetNamespace:
             return [socket.socket(fileno=fd) for fd in received]
 
 
-async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
-    code = sock.connect_ex(address)
-    if code == errno.EINPROGRESS:
-        await trio.lowlevel.wait_writable(sock)
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise ChannelClosed(f"cannot connect to {address[0]}:{address[1]}: {os.strerror(code)}")
+async def connect(sock: socket.socket, host: str, port: int, timeout_s: float) -> SocketChannel:
+    """Connect a non-blocking socket, which it closes when that fails. Raises ChannelClosed."""
+    try:
+        with trio.move_on_after(timeout_s) as limit:
+            code = sock.connect_ex((host, port))
+            if code == errno.EINPROGRESS:
+                await trio.lowlevel.wait_writable(sock)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise ChannelClosed(f"cannot connect to {host}:{port}: {os.strerror(code)}")
+        if limit.cancelled_caught:
+            raise ChannelClosed(f"no answer from {host}:{port} in {timeout_s:g} s")
+        return SocketChannel(sock)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _refused(exc: OSError) -> BackendUnavailable:
