@@ -21,8 +21,8 @@ class SystemdError(Exception):
 def notify(state: str) -> bool:
     """Send `state` ("READY=1", "STATUS=...", "WATCHDOG=1", several lines at a time) to the service's supervisor.
 
-    False when there is none (NOTIFY_SOCKET is unset). Raises SystemdError when the supervisor cannot be reached or
-    does not take it now; a later call may succeed.
+    False when there is none (NOTIFY_SOCKET is unset), or when it does not take it now: gone, or full. That is no
+    reason for a service to end. Raises SystemdError when NOTIFY_SOCKET is no address.
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
@@ -37,8 +37,8 @@ def notify(state: str) -> bool:
         try:
             sock.connect(target)
             sock.sendall(state.encode())
-        except OSError as exc:
-            raise SystemdError(f"NOTIFY_SOCKET {address!r} does not take {state!r}: {exc.strerror}") from exc
+        except OSError:
+            return False
     return True
 
 

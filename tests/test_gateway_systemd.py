@@ -49,12 +49,7 @@ def test_notify_never_blocks_on_a_supervisor_that_does_not_read(
     supervisor.bind(str(tmp_path / "notify"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
 
-    def flood() -> None:
-        for _ in range(100_000):
-            notify("WATCHDOG=1")
-
-    with pytest.raises(SystemdError, match="does not take 'WATCHDOG=1'"):
-        flood()
+    assert not all(notify("WATCHDOG=1") for _ in range(100_000))
 
 
 @pytest.mark.parametrize("address", ["relative/path", "@", "vsock:2:1"])
@@ -64,10 +59,9 @@ def test_notify_refuses_an_address_that_is_none(address: str, monkeypatch: pytes
         notify("READY=1")
 
 
-def test_notify_names_a_socket_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_supervisor_that_is_gone_does_not_end_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    with pytest.raises(SystemdError, match=r"gone.*No such file"):
-        notify("READY=1")
+    assert notify("READY=1") is False
 
 
 def test_the_watchdog_is_fed_at_half_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
