@@ -17,3 +17,7 @@ class InvariantError(SchedulerError):
 
 class ConfigurationError(SchedulerError, ValueError):
     """Limits or a policy that cannot be honoured: an unknown policy name, a negative limit."""
+
+
+class JournalError(SchedulerError, ValueError):
+    """A dump that is no journal, is of another version, or does not fit together."""

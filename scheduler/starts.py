@@ -1,0 +1,188 @@
+"""Which instances are started next: those somebody waits for, then those the floors lack. And what makes way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scheduler.admission import Admission
+from scheduler.ledger import Ledger
+from scheduler.messages import Action, CancelStart, Start, Stop
+from scheduler.model import InstanceState, StopReason
+from scheduler.records import Instance, Revision
+
+REFILL_LOOK_S = 0.1  # refills that lack memory look at what fell idle at most this often
+
+_S = InstanceState
+
+
+class Starts:
+    """Turns wants into Start actions within max_starts, max_instances, the breaker and the memory budget.
+
+    Functions take turns: one start each, then the next in the ring. Memory that is being freed for one is
+    promised to it, so that a later, smaller one cannot take it away."""
+
+    def __init__(self, ledger: Ledger, admission: Admission) -> None:
+        self._ledger = ledger
+        self._admission = admission
+        self._host = ledger.host
+
+    # --- wants --------------------------------------------------------------------------------------------
+
+    def consider(self, revision: Revision) -> None:
+        """Note what the revision may want; pump() looks closer."""
+        if self._host.draining:
+            return
+        ledger = self._ledger
+        if revision.queue:
+            ledger.hungry.setdefault(revision)
+        if revision.floor_missing > 0:
+            ledger.refill.setdefault(revision)
+
+    def pump(self, now: float, out: list[Action]) -> None:
+        """Make the starts that are wanted and possible now."""
+        host = self._host
+        ledger = self._ledger
+        if not ledger.hungry and not ledger.refill:
+            host.memory_short = False
+            return
+        if host.draining or host.backend_down is not None:
+            return
+        if host.breaker.blocks(now, host.starts_in_flight):
+            self.arm_host(now)
+            return
+        promised, host.memory_short = self._turns(ledger.hungry, self._wants_awaited, 0, True, now, out)
+        if ledger.refill:
+            self._turns(ledger.refill, self._wants_refill, promised, False, now, out)
+
+    def _has_start(self) -> bool:
+        host = self._host
+        if host.breaker.opens and host.starts_in_flight:
+            return False  # half open: one at a time
+        return host.starts_in_flight < host.max_starts
+
+    def _turns(
+        self,
+        ring: dict[Revision, None],
+        wants: Callable[[Revision, float], bool],
+        promised: int,
+        awaited: bool,
+        now: float,
+        out: list[Action],
+    ) -> tuple[int, bool]:
+        """Go round the ring while there are starts to give. Those who wait for memory stay at its front, those
+        no start was left for behind them. Returns the memory promised, and whether somebody waits for some."""
+        waiting: list[Revision] = []  # for memory
+        while ring and self._has_start():
+            revision = next(iter(ring))
+            del ring[revision]
+            if not wants(revision, now):
+                continue
+            need_mb = revision.spec.memory_mb
+            free_mb = self._host.memory_mb - self._host.memory_charged_mb - promised
+            if need_mb <= free_mb:
+                self._start(revision, now, awaited, out)
+                ring[revision] = None
+                continue
+            waiting.append(revision)
+            if self._make_way(revision, need_mb - free_mb - self._host.memory_freeing_mb, now, out):
+                promised += need_mb
+        if waiting:
+            rest = list(ring)
+            ring.clear()
+            ring.update(dict.fromkeys(waiting))
+            ring.update(dict.fromkeys(rest))
+        return promised, bool(waiting)
+
+    def _wants_awaited(self, revision: Revision, now: float) -> bool:
+        if not revision.queue or revision.total >= revision.max_instances:
+            return False
+        short = self._admission.short_of(revision)
+        if short <= 0 or self._breaker_blocks(revision, now):
+            return False
+        look_again_at = self._admission.drains_before_start(revision, short, now)
+        if look_again_at is None:
+            return True
+        self._ledger.timers.arm(revision, look_again_at)
+        return False
+
+    def _wants_refill(self, revision: Revision, now: float) -> bool:
+        if revision.floor_missing <= 0 or revision.total >= revision.max_instances:
+            return False
+        if revision.spec.memory_mb > self._host.memory_mb:
+            return False
+        return not self._breaker_blocks(revision, now)
+
+    def _breaker_blocks(self, revision: Revision, now: float) -> bool:
+        if not revision.breaker.blocks(now, len(revision.starting)):
+            return False
+        if now < revision.breaker.until:
+            self._ledger.timers.arm(revision, revision.breaker.until)
+        return True
+
+    def _start(self, revision: Revision, now: float, awaited: bool, out: list[Action]) -> None:
+        instance = self._ledger.add_instance(revision, now, awaited=awaited)
+        out.append(Start(instance.id, revision.spec.revision, awaited))
+
+    def arm_host(self, now: float) -> None:
+        """Look again when the backend's back-off is over, or refills may look for memory."""
+        host = self._host
+        if host.breaker.opens and now < host.breaker.until:
+            self._ledger.timers.arm(host, host.breaker.until)
+        if self._ledger.refill and self._has_start():
+            self._ledger.timers.arm(host, now + REFILL_LOOK_S)
+
+    # --- making way ---------------------------------------------------------------------------------------
+
+    def _make_way(self, revision: Revision, lacking_mb: int, now: float, out: list[Action]) -> bool:
+        """Evict idle instances above their floors until `lacking_mb` more will come free. All or nothing:
+        where they do not suffice none is stopped. True: it will come free."""
+        if lacking_mb <= 0:
+            return True
+        ledger = self._ledger
+        candidates: list[tuple[tuple[float, int], Instance]] = []
+        within_reach_mb = 0
+        for other in (*ledger.revisions.values(), *ledger.retired):
+            count = ledger.evictable(other)
+            if count and other is not revision:
+                within_reach_mb += count * other.spec.memory_mb
+        if within_reach_mb < lacking_mb:
+            return False
+        for other in (*ledger.revisions.values(), *ledger.retired):
+            count = ledger.evictable(other)
+            if count and other is not revision:
+                first_to_go = ledger.idle_by_rank(other)[:count]
+                candidates += [(ledger.eviction_rank(instance), instance) for instance in first_to_go]
+        candidates.sort(key=lambda candidate: candidate[0])
+        for _, instance in candidates:
+            if lacking_mb <= 0:
+                break
+            lacking_mb -= instance.revision.spec.memory_mb
+            self.retire(instance, StopReason.EVICTED, out)
+        return True
+
+    def retire(self, instance: Instance, reason: StopReason, out: list[Action]) -> None:
+        """Stop an instance that serves nobody (or has died)."""
+        self._ledger.move(instance, _S.STOPPING)
+        if instance.doomed is None:
+            instance.doomed = reason
+        out.append(Stop(instance.id, reason))
+        if instance.revision.queue:
+            self._ledger.hungry.setdefault(instance.revision)
+
+    def cancel(self, instance: Instance, reason: StopReason, out: list[Action]) -> None:
+        """Give up a start."""
+        self._ledger.move(instance, _S.STOPPING)
+        if instance.doomed is None:
+            instance.doomed = reason
+        out.append(CancelStart(instance.id, reason))
+
+    def trim(self, revision: Revision, out: list[Action]) -> None:
+        """Stop what is above the ceiling: idle instances first, then starts. Busy ones go as they fall idle."""
+        surplus = revision.live - revision.max_instances
+        if surplus <= 0:
+            return
+        for instance in self._ledger.idle_by_rank(revision)[:surplus]:
+            self.retire(instance, StopReason.SURPLUS, out)
+            surplus -= 1
+        for instance in list(reversed(revision.starting))[: max(0, surplus)]:
+            self.cancel(instance, StopReason.SURPLUS, out)
