@@ -79,3 +79,20 @@ class BadAnswer(ExchangeError):
 
 class ChannelClosed(Exception):
     """The peer closed or reset a channel."""
+
+
+class CallRefused(PoolError):
+    """A contract does not take this invocation: the wrong kind, or over one of its limits. Nothing was sent, and
+    the instance is as good as before. `status`: what a caller over HTTP gets."""
+
+    code = "invalid_argument"
+
+    def __init__(self, message: str, *, status: int = 400, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class RestartWanted(PoolError):
+    """An instance asked to be replaced: a hook before freezing answered 500. Stop it like one that died."""
+
+    code = "restart_wanted"

@@ -27,13 +27,14 @@ class LogLine:
 
 
 OnLine = Callable[[LogLine], None]
+ReadMarker = Callable[[str], tuple[str, bool] | None]  # a line -> (invocation, whether it begins) if it is a marker
 
 
 class InstanceLog:
     """The last lines of one instance, at most `keep_bytes` of them; the oldest go first.
 
-    A line belongs to the invocation that alone holds the instance when it arrives; with several at a time only a
-    contract's own markers can tell (see `claim`).
+    A line belongs to the invocation that alone holds the instance when it arrives; with several at a time only
+    markers that the code prints can tell: a contract that knows such sets `read_marker`.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class InstanceLog:
         "_partial",
         "dropped",
         "instance",
+        "read_marker",
     )
 
     def __init__(self, instance: str, *, keep_bytes: int = 65_536, on_line: OnLine | None = None) -> None:
@@ -61,19 +63,18 @@ class InstanceLog:
         self._allowance = float(LINES_BURST)
         self._allowed_at_s = time.monotonic()
         self._held: set[str] = set()
-        self._claimed: str | None = None
+        self._claimed: str | None = None  # by a marker: what follows is this invocation's
+        self.read_marker: ReadMarker | None = None
 
     def enter(self, invocation: str) -> None:
         """An invocation begins to use the instance."""
+        if not self._held:
+            self._claimed = None  # an earlier one that never printed its end
         self._held.add(invocation)
 
     def leave(self, invocation: str) -> None:
         """An invocation is done with the instance."""
         self._held.discard(invocation)
-
-    def claim(self, invocation: str | None) -> None:
-        """A contract's marker says that what follows is this invocation's (None: no longer)."""
-        self._claimed = invocation
 
     def write(self, stream: Output, data: bytes) -> None:
         """Take bytes as they come; whole lines are kept, the rest waits for its newline or for close()."""
@@ -104,7 +105,15 @@ class InstanceLog:
         """The last of it as text, for an error message."""
         texts = [line.text for line in self._lines]
         texts += [rest.decode("utf-8", "replace") for rest in self._partial.values()]
-        return "\n".join(texts)[-limit_bytes:]
+        return _last_bytes("\n".join(texts), limit_bytes)
+
+    def tail_of(self, invocation: str, limit_bytes: int = TAIL_BYTES) -> str:
+        """The last of what one invocation printed, as far as it is still kept."""
+        return _last_bytes("\n".join(line.text for line in self._lines if line.invocation == invocation), limit_bytes)
+
+    def note(self, text: str) -> None:
+        """Add a line of poold's own, for the function's user to find among its output."""
+        self._keep(Output.STDERR, f"poold: {text}", "")
 
     def _allow(self, count: int) -> int:
         """How many of `count` lines may be kept now (a token bucket)."""
@@ -119,12 +128,26 @@ class InstanceLog:
     def _add(self, stream: Output, line: bytes) -> None:
         for start in range(0, max(len(line), 1), LINE_BYTES):
             text = line[start : start + LINE_BYTES].rstrip(b"\r").decode("utf-8", "replace")
-            invocation = self._claimed or (next(iter(self._held)) if len(self._held) == 1 else "")
-            entry = LogLine(time.time(), self.instance, invocation, stream, text)
-            self._lines.append(entry)
-            self._bytes += len(text) + 64
-            if self._on_line is not None:
-                self._on_line(entry)
+            marker = self.read_marker(text) if self.read_marker is not None else None
+            if marker is not None:
+                self._keep(stream, text, marker[0])
+                if marker[1]:
+                    self._claimed = marker[0]
+                elif self._claimed == marker[0]:
+                    self._claimed = None
+            else:
+                self._keep(stream, text, self._claimed or (next(iter(self._held)) if len(self._held) == 1 else ""))
+
+    def _keep(self, stream: Output, text: str, invocation: str) -> None:
+        entry = LogLine(time.time(), self.instance, invocation, stream, text)
+        self._lines.append(entry)
+        self._bytes += len(text) + 64
+        if self._on_line is not None:
+            self._on_line(entry)
         while self._bytes > self._keep_bytes and len(self._lines) > 1:
             self._bytes -= len(self._lines.popleft().text) + 64
             self.dropped += 1
+
+
+def _last_bytes(text: str, limit_bytes: int) -> str:
+    return text.encode()[-limit_bytes:].decode("utf-8", "ignore")

@@ -67,6 +67,7 @@ class Link:
     running: Running
     port: int
     log: InstanceLog
+    adopted: bool = False  # an earlier daemon prepared it: what runs once per instance has run
     stages: dict[str, float] = field(default_factory=dict)  # prepare() adds "connect" and "init", in seconds
 
 
@@ -86,7 +87,18 @@ class Session(Protocol):
         """
 
     async def before_freeze(self) -> None:
-        """The hook before freezing; bounded; its failures are only logged. May be cancelled at any point."""
+        """The hook before freezing; bounded; its failures are only logged. May be cancelled at any point.
+
+        Raises RestartWanted when the code asked to be replaced: do not freeze it, stop it.
+        """
+
+    async def after_freeze(self) -> None:
+        """Called while the code is frozen, before it is thawed again. Short; raises nothing of its own.
+
+        Servers count the rest of a connection in wall-clock time, so many close one right at the thaw, under the
+        request. A push session replaces its connections here by one the code has not accepted yet, whose time has
+        not begun: the kernel completes the handshake without the code.
+        """
 
     async def before_stop(self) -> None:
         """The hook before a stop; bounded; its failures are only logged."""
@@ -107,6 +119,9 @@ class Contract(Protocol):
 
     def environment(self, spec: FunctionSpec, instance_id: str, port: int) -> dict[str, str]:
         """The contract's own variables; the user's are added by the caller and win unless check() refuses them."""
+
+    def check_call(self, spec: FunctionSpec, call: Call) -> None:
+        """Whether the contract takes this invocation; to be asked before a slot is taken. Raises CallRefused."""
 
     def session(self, link: Link) -> Session:
         """A session with one instance, not yet prepared."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import trio
 
-from pool.connection import IDLE_CHECK_S, Http1Connection
+from pool.connection import IDLE_CHECK_S, Http1Connection, NoAnswer
 from pool.contracts.base import BodySource, Call, Headers, Link, Reply
-from pool.errors import ChannelClosed, ExchangeError, StartError
-from pool.wire.http1 import ResponseReader
+from pool.errors import BackendUnavailable, ChannelClosed, ExchangeError, PoolError, StartError
+from pool.wire.http1 import ResponseReader, chunk
 
 POLL_FIRST_S = 0.001
 POLL_MOST_S = 0.02
+SHORT_BYTES = 65_536  # of a body that nobody wants: worth reading to keep the connection
+SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS"))  # may be sent twice, RFC 9110 section 9.2.1
 
 
 class LeasedBody:
-    """The rest of an answer; gives its connection back at the end."""
+    """The rest of an answer; gives its connection back at the end, and closes it when the answer breaks off."""
 
     __slots__ = ("_connection", "_session")
 
@@ -24,15 +26,13 @@ class LeasedBody:
 
     async def receive(self) -> bytes:
         """See BodySource.receive."""
-        done = False
         try:
             data = await self._connection.receive()
-            done = not data
-        finally:
-            if done:
-                self._session.give_back(self._connection)
-            elif not self._session.open_:
-                self._connection.close()
+        except PoolError:
+            self._session.drop(self._connection)
+            raise
+        if not data:
+            self._session.give_back(self._connection)
         return data
 
 
@@ -57,7 +57,7 @@ class PushSession:
         raise AssertionError("a subclass renders")
 
     def interpret(self, call: Call, reader: ResponseReader) -> Reply:
-        """What the answer means; its body is filled in afterwards."""
+        """What the answer means; its body is filled in afterwards, unless the contract answers in its place."""
         raise AssertionError("a subclass interprets")
 
     async def initialise(self) -> None:
@@ -78,20 +78,25 @@ class PushSession:
         self.give_back(connection)
         connected_s = trio.current_time()
         self.link.stages["connect"] = connected_s - started_s
-        await self.initialise()
+        if not self.link.adopted:
+            await self.initialise()
         self.link.stages["init"] = trio.current_time() - connected_s
 
     async def exchange(self, call: Call) -> Reply:
         """See Session.exchange."""
         head = self.render(call)
         stream = call.stream
-        reader, connection = await self.ask(
-            head + call.body if call.body else head,
-            stream,
-            chunked=stream is not None and call.length is None,
-            head_only=call.method == b"HEAD",
-        )
-        reply = self.interpret(call, reader)
+        if call.body:
+            head += chunk(call.body) if stream is not None and call.length is None else call.body
+        reader, connection = await self.ask(head, stream, call.length is None, call.method)
+        try:
+            reply = self.interpret(call, reader)
+        except PoolError:
+            self.drop(connection)
+            raise
+        if reply.body:
+            self.give_back(connection) if reader.done else self.drop(connection)
+            return reply
         reply.body = reader.take_body()
         if reader.done:
             self.give_back(connection)
@@ -100,20 +105,65 @@ class PushSession:
         return reply
 
     async def ask(
-        self, request: bytes, stream: BodySource | None = None, *, chunked: bool = False, head_only: bool = False
+        self, request: bytes, stream: BodySource | None = None, chunked: bool = False, method: bytes = b"POST"
     ) -> tuple[ResponseReader, Http1Connection]:
-        """Send a request on a free connection. The connection must go to give_back() when the answer is done."""
-        connection = self._take_idle() or await self._dial()
+        """Send a request on a free connection. The connection must go to give_back() or drop() afterwards.
+
+        Servers close connections that rest, perhaps just now: a request that may be sent twice then is.
+        """
+        connection = self._take_idle()
+        if connection is None:
+            return await self._ask_on(await self._dial(), request, stream, chunked, method)
+        try:
+            return await self._ask_on(connection, request, stream, chunked, method)
+        except NoAnswer:
+            if method not in SAFE_METHODS or stream is not None or not self.open_:
+                raise
+            try:
+                connection = await self._dial()
+            except ExchangeError:
+                connection = None
+            if connection is None:
+                raise  # it did not close a connection, it died
+        return await self._ask_on(connection, request, None, False, method)
+
+    async def ask_shortly(self, request: bytes, method: bytes) -> ResponseReader:
+        """Send a request whose answer's body is of no interest (a probe, a hook). Raises ExchangeError, BadAnswer."""
+        reader, connection = await self.ask(request, method=method)
+        try:
+            unread = SHORT_BYTES
+            while not reader.done and unread > 0:
+                unread -= len(await connection.receive())
+        finally:
+            if reader.done:
+                self.give_back(connection)
+            else:
+                self.drop(connection)
+        return reader
+
+    async def _ask_on(
+        self, connection: Http1Connection, request: bytes, stream: BodySource | None, chunked: bool, method: bytes
+    ) -> tuple[ResponseReader, Http1Connection]:
         done = False
         self._busy.add(connection)
         try:
-            reader = await connection.exchange(request, stream, chunked=chunked, head_only=head_only)
+            reader = await connection.exchange(request, stream, chunked=chunked, head_only=method == b"HEAD")
             done = True
         finally:
             if not done:
-                self._busy.discard(connection)
-                connection.close()
+                self.drop(connection)
         return reader, connection
+
+    async def after_freeze(self) -> None:
+        """The code is frozen: replace the connections by one that it has not seen yet. See Session.after_freeze."""
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+        try:
+            fresh = Http1Connection(await self.link.running.dial(self.link.port))
+        except (ChannelClosed, BackendUnavailable):
+            return  # the next exchange dials
+        self.give_back(fresh)
 
     def give_back(self, connection: Http1Connection) -> None:
         """The connection's answer is done: keep it for the next exchange, or close it."""
@@ -123,6 +173,11 @@ class PushSession:
             self._idle.append(connection)
         else:
             connection.close()
+
+    def drop(self, connection: Http1Connection) -> None:
+        """The connection cannot be used again."""
+        self._busy.discard(connection)
+        connection.close()
 
     def close(self) -> None:
         """Close every connection now, those in use too."""

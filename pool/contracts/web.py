@@ -34,12 +34,18 @@ class WebSession(PushSession):
 
     def render(self, call: Call) -> bytes:
         """The caller's request as it came, less what concerns only the caller's connection."""
+        has_host = False
         lines = [b"%b %b HTTP/1.1\r\n" % (call.method, call.target)]
         named = find_header(call.headers, b"connection")
         headers = call.headers if named is None or named.lower() == b"keep-alive" else end_to_end(call.headers)
         for name, value in headers:
-            if name.lower() not in _REWRITTEN:
+            lower = name.lower()
+            if lower not in _REWRITTEN:
                 lines.append(b"%b: %b\r\n" % (name, value))
+                if lower == b"host":
+                    has_host = True
+        if not has_host:
+            lines.append(b"host: localhost\r\n")
         if call.stream is not None:
             if call.length is None:
                 lines.append(b"transfer-encoding: chunked\r\n")
@@ -66,15 +72,12 @@ class WebSession(PushSession):
             if self.link.running.exited is not None:
                 raise StartError(f"the code ended before it was ready: {self.link.running.exited}")
             try:
-                reader, connection = await self.ask(request)
+                reader = await self.ask_shortly(request, b"GET")
             except BadAnswer as exc:
                 raise StartError(f"the ready path {path} does not answer HTTP: {exc.message}") from exc
             except ExchangeError:
                 pass
             else:
-                while await connection.receive():
-                    pass
-                self.give_back(connection)
                 if reader.status < 500:
                     return
             await trio.sleep(pause_s)
@@ -97,6 +100,9 @@ class WebContract:
     def environment(self, spec: FunctionSpec, instance_id: str, port: int) -> dict[str, str]:
         """PORT, as Cloud Run, Heroku and the functions frameworks have it."""
         return {"PORT": str(port), "POOLD_FUNCTION": spec.name, "POOLD_INSTANCE": instance_id}
+
+    def check_call(self, spec: FunctionSpec, call: Call) -> None:
+        """Takes everything; the gateway's own limits hold."""
 
     def session(self, link: Link) -> WebSession:
         """See Contract.session."""

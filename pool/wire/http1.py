@@ -35,6 +35,11 @@ class Limits:
     header_bytes: int = 32_768  # names and values together
     target_bytes: int = 8_192
 
+    @property
+    def head_bytes(self) -> int:
+        """What a head may cost while it is still arriving: its lines with their separators."""
+        return self.header_bytes + 4 * self.header_count + self.target_bytes + 256
+
 
 @dataclass(slots=True)
 class RequestMessage:
@@ -68,10 +73,12 @@ class RequestMessage:
 class RequestReader:
     """Reads the requests of one connection. Pipelined ones queue up in `messages`, at most what one feed held."""
 
-    __slots__ = ("_bytes", "_limits", "_message", "_parser", "error", "messages")
+    __slots__ = ("_bytes", "_head_fed", "_head_limit", "_limits", "_message", "_parser", "error", "messages")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._head_limit = limits.head_bytes
+        self._head_fed = 0
         self._parser = httptools.HttpRequestParser(self)
         self._bytes = 0
         self._message = RequestMessage()
@@ -80,6 +87,7 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Take bytes. Raises BadMessage; messages complete before the bad one stay in `messages`."""
+        before = self._message
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -88,6 +96,11 @@ class RequestReader:
         except httptools.HttpParserError as exc:
             if self.error is None:
                 self.error = BadMessage(f"not a valid HTTP/1.1 request: {exc}")
+        if not self._message.head_done and self._message is before:
+            # A header that never ends shows itself only here: the parser keeps it until it is whole.
+            self._head_fed += len(data)
+            if self._head_fed > self._head_limit and self.error is None:
+                self.error = BadMessage(f"the head is larger than {self._head_limit} bytes", 431)
         if self.error is not None:
             raise self.error
 
@@ -96,6 +109,7 @@ class RequestReader:
     def on_message_begin(self) -> None:
         self._message = RequestMessage()
         self._bytes = 0
+        self._head_fed = 0
         self.messages.append(self._message)
 
     def on_url(self, url: bytes) -> None:
@@ -112,7 +126,7 @@ class RequestReader:
         self._bytes += len(name) + len(value)
         lower = name.lower()
         if lower == b"content-length":
-            if value.isdigit():
+            if value.isdigit():  # the parser refuses anything else
                 message.length = int(value)
         elif lower == b"host":
             message.host = value
@@ -139,6 +153,8 @@ class RequestReader:
             self.error = BadMessage("exactly one Host header is needed")
         elif message.chunked and message.length is not None:
             self.error = BadMessage("both Content-Length and Transfer-Encoding")
+        elif message.chunked and message.version == "1.0":
+            self.error = BadMessage("Transfer-Encoding in HTTP/1.0")
 
     def on_body(self, data: bytes) -> None:
         self._message.parts.append(data)
@@ -148,14 +164,20 @@ class RequestReader:
 
 
 class ResponseReader:
-    """Reads the answers of one connection, one at a time; call begin() before each."""
+    """Reads the answers of one connection, one at a time; call begin() before each.
+
+    What comes after a complete answer is nobody's: it costs the connection (`keep_alive`), not the answer.
+    """
 
     __slots__ = (
         "_bytes",
         "_framed",
+        "_head_fed",
+        "_head_limit",
         "_head_only",
         "_limits",
         "_parser",
+        "_parser_waits",
         "done",
         "error",
         "head_done",
@@ -167,15 +189,21 @@ class ResponseReader:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._head_limit = limits.head_bytes
         self._parser = httptools.HttpResponseParser(self)
+        self._parser_waits = False
         self.keep_alive = True
         self.begin(head_only=False)
 
     def begin(self, *, head_only: bool) -> None:
         """The next answer is to a new request; `head_only`: to a HEAD, so it has no body whatever it says."""
+        if self._parser_waits:
+            self._parser_waits = False
+            self._parser = httptools.HttpResponseParser(self)
         self._head_only = head_only
         self._bytes = 0
         self._framed = False
+        self._head_fed = 0
         self.status = 0
         self.headers: Headers = []
         self.parts: list[bytes] = []
@@ -190,8 +218,15 @@ class ResponseReader:
         except httptools.HttpParserUpgrade:
             self.error = BadMessage("the answer switches protocols, which nobody asked for")
         except httptools.HttpParserError as exc:
-            if self.error is None and not (self._head_only and self.done):
+            if self.done:
+                self.keep_alive = False
+            elif self.error is None:
                 self.error = BadMessage(f"not a valid HTTP/1.1 answer: {exc}")
+        if not self.head_done:
+            # A header that never ends shows itself only here: the parser keeps it until it is whole.
+            self._head_fed += len(data)
+            if self._head_fed > self._head_limit and self.error is None:
+                self.error = BadMessage(f"an answer with a head larger than {self._head_limit} bytes")
         if self.error is not None:
             raise self.error
 
@@ -222,6 +257,10 @@ class ResponseReader:
 
     # Called by httptools:
 
+    def on_message_begin(self) -> None:
+        if self.done:
+            self.keep_alive = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.head_done:
             return  # a trailer
@@ -229,12 +268,10 @@ class ResponseReader:
         self._bytes += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
-        parser = self._parser
-        status = parser.get_status_code()
         if self.done:
-            self.error = BadMessage("an answer that nobody asked for")
             return
-        self.status = status
+        parser = self._parser
+        self.status = status = parser.get_status_code()
         if status < 200:
             if status == 101:
                 self.error = BadMessage("the answer switches protocols, which nobody asked for")
@@ -242,26 +279,32 @@ class ResponseReader:
         limits = self._limits
         if len(self.headers) > limits.header_count or self._bytes > limits.header_bytes:
             self.error = BadMessage(
-                f"the answer has more than {limits.header_count} headers or {limits.header_bytes} bytes of them"
+                f"an answer with more than {limits.header_count} headers or {limits.header_bytes} bytes of them"
             )
         self.head_done = True
         framed = False
         for name, _ in self.headers:
             if len(name) in (14, 17) and name.lower() in (b"content-length", b"transfer-encoding"):
                 framed = True
+        self._framed = framed
+        self.keep_alive = framed and parser.should_keep_alive()
         if self._head_only or status in (204, 304):
-            self._framed = True
-            # llhttp does not know that this was a HEAD and would wait for the body it announces.
-            self.keep_alive = parser.should_keep_alive() and (not self._head_only or not framed)
+            if self._head_only:
+                # The parser does not know that this was a HEAD, and waits for the body that is announced.
+                self._parser_waits = True
+            else:
+                self.keep_alive = parser.should_keep_alive()
             self.done = True
-        else:
-            self._framed = framed
-            self.keep_alive = framed and parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
-        self.parts.append(data)
+        if self.done:
+            self.keep_alive = False
+        else:
+            self.parts.append(data)
 
     def on_message_complete(self) -> None:
+        if self.done:
+            return
         if self.status < 200:
             self.headers = []  # an interim answer: the real one follows
             self._bytes = 0
