@@ -81,11 +81,11 @@ class Database:
         that it is carried out whatever happens, the call returns when it has been, and says what came of it: a
         caller that gets a result knows that it is stored, one that gets Cancelled knows that nothing is.
         """
-        if self._closed:
-            raise StoreError(f"{self.path} is closed")
         await self._places.acquire()
         task: _Task[T] = _Task(work)
         try:
+            if self._closed:
+                raise StoreError(f"{self.path} is closed")
             self._tasks.put_nowait(task)  # type: ignore[arg-type]  # the thread never looks at the result's type
             with trio.CancelScope(shield=True):
                 await task.done.wait()
