@@ -31,7 +31,8 @@ lint: $(VENV)/ready-dev ## ruff, mypy --strict, the import rule
 	$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy --strict
-	$(VENV)/bin/mypy --strict scripts tests
+	$(VENV)/bin/mypy --strict --explicit-package-bases scripts
+	$(VENV)/bin/mypy --strict tests
 	$(VENV)/bin/lint-imports --no-logo
 
 format: $(VENV)/ready-dev ## let ruff put the code in order
