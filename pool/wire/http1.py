@@ -94,15 +94,21 @@ class RequestReader:
             self._message.upgrade = True  # what follows is not HTTP; the server answers and closes
             self._message.keep_alive = False
         except httptools.HttpParserError as exc:
-            if self.error is None:
-                self.error = BadMessage(f"not a valid HTTP/1.1 request: {exc}")
-        if not self._message.head_done and self._message is before:
-            # A header that never ends shows itself only here: the parser keeps it until it is whole.
-            self._head_fed += len(data)
-            if self._head_fed > self._head_limit and self.error is None:
-                self.error = BadMessage(f"the head is larger than {self._head_limit} bytes", 431)
+            self._refuse(f"not a valid HTTP/1.1 request: {exc}")
+        message = self._message
+        if not message.done and message is before:
+            # A header or trailer that never ends shows itself only here: the parser keeps it until it is whole.
+            self._head_fed = 0 if message.parts else self._head_fed + len(data)
+            if self._head_fed > self._head_limit:
+                self._refuse(f"the head or trailer is larger than {self._head_limit} bytes", 431)
         if self.error is not None:
             raise self.error
+
+    def _refuse(self, message: str, status: int = 400) -> None:
+        if self.error is None:
+            self.error = BadMessage(message, status)
+            if self.messages and self.messages[-1] is self._message and not self._message.done:
+                self.messages.pop()
 
     # Called by httptools:
 
@@ -110,13 +116,14 @@ class RequestReader:
         self._message = RequestMessage()
         self._bytes = 0
         self._head_fed = 0
-        self.messages.append(self._message)
+        if self.error is None:
+            self.messages.append(self._message)
 
     def on_url(self, url: bytes) -> None:
         message = self._message
         message.target += url
         if len(message.target) > self._limits.target_bytes:
-            self.error = BadMessage(f"the path and query are longer than {self._limits.target_bytes} bytes", 414)
+            self._refuse(f"the path and query are longer than {self._limits.target_bytes} bytes", 414)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         message = self._message
@@ -134,7 +141,7 @@ class RequestReader:
         elif lower == b"transfer-encoding":
             message.chunked = True
             if value.lower() != b"chunked":
-                self.error = BadMessage("the only transfer coding taken is chunked", 501)
+                self._refuse("the only transfer coding taken is chunked", 501)
         elif lower == b"expect":
             message.expects_continue = value.lower() == b"100-continue"
 
@@ -146,15 +153,15 @@ class RequestReader:
         message.head_done = True
         limits = self._limits
         if len(message.headers) > limits.header_count:
-            self.error = BadMessage(f"more than {limits.header_count} headers", 431)
+            self._refuse(f"more than {limits.header_count} headers", 431)
         elif self._bytes > limits.header_bytes:
-            self.error = BadMessage(f"the headers are larger than {limits.header_bytes} bytes", 431)
+            self._refuse(f"the headers are larger than {limits.header_bytes} bytes", 431)
         elif message.host_count != 1 and (message.host_count or message.version != "1.0"):
-            self.error = BadMessage("exactly one Host header is needed")
+            self._refuse("exactly one Host header is needed")
         elif message.chunked and message.length is not None:
-            self.error = BadMessage("both Content-Length and Transfer-Encoding")
+            self._refuse("both Content-Length and Transfer-Encoding")
         elif message.chunked and message.version == "1.0":
-            self.error = BadMessage("Transfer-Encoding in HTTP/1.0")
+            self._refuse("Transfer-Encoding in HTTP/1.0")
 
     def on_body(self, data: bytes) -> None:
         self._message.parts.append(data)
@@ -222,11 +229,11 @@ class ResponseReader:
                 self.keep_alive = False
             elif self.error is None:
                 self.error = BadMessage(f"not a valid HTTP/1.1 answer: {exc}")
-        if not self.head_done:
-            # A header that never ends shows itself only here: the parser keeps it until it is whole.
-            self._head_fed += len(data)
+        if not self.done:
+            # A header or trailer that never ends shows itself only here: the parser keeps it until it is whole.
+            self._head_fed = 0 if self.parts else self._head_fed + len(data)
             if self._head_fed > self._head_limit and self.error is None:
-                self.error = BadMessage(f"an answer with a head larger than {self._head_limit} bytes")
+                self.error = BadMessage(f"an answer with a head or trailer larger than {self._head_limit} bytes")
         if self.error is not None:
             raise self.error
 
