@@ -15,6 +15,7 @@ from types import TracebackType
 from gateway.client import Client
 from gateway.client_errors import ClientError
 
+ROOT = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 45.0  # longer than the daemon's own drain
 POLL_S = 0.05
@@ -44,13 +45,13 @@ class DemoDaemon:
 
     def __enter__(self) -> DemoDaemon:
         command: list[str | Path] = [
-            Path(sys.executable).with_name("poold"),
+            *(sys.executable, "-m", "gateway.daemon"),
             *("--state-dir", self._directory / "state", "--socket", self.socket_path, "--listen", "127.0.0.1:0"),
             *("--backend", self._backend),
         ]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         try:
             self._wait_ready(self._process)
@@ -95,8 +96,8 @@ class DemoDaemon:
 
     def deploy(self, spec: Path) -> None:
         """What a user does: poolctl deploy. Raises DemoError with what it said."""
-        command: list[str | Path] = [Path(sys.executable).with_name("poolctl"), "--host", self.host, "deploy", spec]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        command: list[str | Path] = [sys.executable, "-m", "gateway.ctl", "--host", self.host, "deploy", spec]
+        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise DemoError(f"poolctl deploy {spec.name} failed:\n{done.stdout}{done.stderr}")
 
