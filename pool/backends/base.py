@@ -6,7 +6,7 @@ Later backends must fit it, so nothing here names Docker.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -160,8 +160,9 @@ class Backend(Protocol):
         Raises StartError, BackendUnavailable. When it raises, or is cancelled, it leaves nothing behind.
         """
 
-    def events(self) -> AsyncIterator[BackendEvent]:
+    def events(self) -> AsyncGenerator[BackendEvent, None]:
         """Everything that happens without being asked for, from now on. One consumer. Ends only by cancellation.
+        Use it with contextlib.aclosing.
 
         An exit caused by stop() may or may not be reported.
         """
@@ -174,3 +175,6 @@ class Backend(Protocol):
 
     async def remove(self, found: Found) -> None:
         """Remove a found instance and all it left."""
+
+    async def cleanup(self) -> None:
+        """Remove what outlives instances (a network of our own), once the last has ended. Failures are only logged."""

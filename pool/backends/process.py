@@ -13,10 +13,11 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Literal
 
+import structlog
 import trio
 
 from pool.backends import sandbox
@@ -29,6 +30,8 @@ from pool.instance_cgroup import InstanceCgroup, Limits, Parents
 from pool.netns import can_enter
 from pool.spawn import SpawnThread
 from pool.spec import Artifact, FunctionSpec, Revision
+
+log = structlog.get_logger("poold.process")
 
 Asked = Literal["auto", "bwrap", "unshare", "plain"]
 TRIAL_TIMEOUT_S = 10.0
@@ -162,7 +165,7 @@ class ProcessBackend:
             raise
         return running
 
-    async def events(self) -> AsyncIterator[BackendEvent]:
+    async def events(self) -> AsyncGenerator[BackendEvent, None]:
         """See Backend.events. Nothing here can be lost, so only exits are told."""
         while True:
             while self._exits:
@@ -183,6 +186,13 @@ class ProcessBackend:
     async def remove(self, found: Found) -> None:
         """Remove the cgroup of an instance of an earlier daemon, and what is in it."""
         await InstanceCgroup(self._parents, self._prefix + found.instance_id).remove()
+
+    async def cleanup(self) -> None:
+        """See Backend.cleanup. Nothing outlives an instance here but what a crash left."""
+        try:
+            await self._remove_leftovers()
+        except BackendUnavailable as exc:
+            log.warning("leftovers stay", reason=exc.message)
 
     async def _remove_leftovers(self) -> None:
         names = await trio.to_thread.run_sync(self._parents.named, self._prefix)

@@ -265,9 +265,12 @@ class ProcessRunning:
         """How it ended, in words. A sandbox reports its code's death by signal N as exit code 128 + N."""
         if self._cgroup is not None and self._cgroup.out_of_memory():
             return "out of memory"
-        if code < 0 or 128 < code <= 128 + signal.NSIG:
-            return f"killed by signal {-code if code < 0 else code - 128}"
-        return f"exit code {code}"
+        number = -code if code < 0 else code - 128
+        if not 0 < number < signal.NSIG:
+            return f"exit code {code}"
+        with contextlib.suppress(ValueError):
+            return f"killed by signal {number} ({signal.Signals(number).name})"
+        return f"killed by signal {number}"
 
     async def _read(self, output: Output, stream: trio.lowlevel.FdStream) -> None:
         try:
