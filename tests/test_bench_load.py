@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -33,23 +34,24 @@ async def served(serve: Serve) -> AsyncIterator[str]:
     """The URL of a small server."""
     number = 0
 
-    async def client(stream: trio.SocketStream) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
         nonlocal number
         data = b""
+        while True:
+            while b"\r\n\r\n" not in data:
+                part = await stream.receive_some()
+                if not part:
+                    return
+                data += part
+            head, _, data = data.partition(b"\r\n\r\n")
+            number += 1
+            if not await serve(stream, head, number):
+                return
+
+    async def client(stream: trio.SocketStream) -> None:
         async with stream:
-            while True:
-                while b"\r\n\r\n" not in data:
-                    part = await stream.receive_some()
-                    if not part:
-                        return
-                    data += part
-                head, _, data = data.partition(b"\r\n\r\n")
-                number += 1
-                try:
-                    if not await serve(stream, head, number):
-                        return
-                except trio.BrokenResourceError:
-                    return  # the generator ended
+            with contextlib.suppress(trio.BrokenResourceError):  # a generator that ends closes what it has
+                await answer(stream)
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
