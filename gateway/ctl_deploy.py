@@ -262,7 +262,7 @@ def _upload(client: Client, directory: Path, course: _Course) -> str:
 
 def _summary(result: dict[str, Any]) -> str:
     took = duration(result["client_took_s"])
-    if not result["changed"]:
+    if result["outcome"] == "unchanged":
         return f"{result['name']}  unchanged ({result['revision']})"
     state = "ready" if result["ready"] else "deployed"
     return f"{result['name']}  {click.style(state, fg='green')} in {took} ({result['revision']})"

@@ -26,7 +26,7 @@ Examples:
 def scale(session: Session, name: str, floor: int | None, ceiling: int | None) -> None:
     """Change how many instances a function keeps and may have.
 
-    Until it is deployed anew with other numbers.
+    It lasts, over restarts too, until the function is deployed with other numbers.
     """
     if floor is None and ceiling is None:
         raise click.UsageError("give --min, --max or both")

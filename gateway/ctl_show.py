@@ -156,6 +156,7 @@ def inspect(session: Session, name: str) -> None:
             ("Function", info["name"]),
             ("Description", info["description"]),
             ("State", info["state"]),
+            ("Problem", info["problem"] or ""),
             ("Runs", info["runs"]),
             ("Contract", info["contract"]),
             ("Revision", info["revision"]),

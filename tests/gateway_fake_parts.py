@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
@@ -31,6 +31,7 @@ class FakeFunction:
     spec: FunctionSpec
     revision: Revision
     deployed_at_s: float = 1_795_292_520.0
+    problem: str | None = None
 
     @property
     def name(self) -> str:
@@ -42,8 +43,9 @@ class FakeResult:
     """What a deploy came to."""
 
     revision: Revision
-    changed: bool = True
+    outcome: Literal["created", "updated", "unchanged"] = "created"
     ready: bool = True
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 class FakeRegistry:

@@ -17,7 +17,7 @@ from gateway.apis import views
 from gateway.codetar import CodeDirectoryError, write_tar
 
 SPEC = "name: hello\ncode: src\npool:\n  min: 1\n"
-DEPLOYED = views.Deployed(name="hello", revision="hello@0123456789ab", digest="sha256:1")
+DEPLOYED = views.Deployed(name="hello", revision="hello@0123456789ab", digest="sha256:1", outcome="created")
 
 Run = Callable[..., int]
 
@@ -195,7 +195,7 @@ def test_a_refused_upload_says_why(
 def test_an_unchanged_function_says_so(
     daemon: FakeDaemon, run: Run, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    same = views.Deployed(name="hello", revision="hello@1", digest="d", changed=False)
+    same = views.Deployed(name="hello", revision="hello@1", digest="d", outcome="unchanged")
     daemon.on("PUT", "/v1/functions/hello", Canned(200, [b'{"result": %b}\n' % _json(same)]))
     assert run(project) == 0
     assert capsys.readouterr().out == "hello  unchanged (hello@1)\n"

@@ -10,7 +10,7 @@ import trio
 
 from gateway.apis import snapshot
 from gateway.apis.course import Course
-from gateway.apis.faults import pool_fault, spec_fault, unknown_function
+from gateway.apis.faults import spec_fault, translated, unknown_function
 from gateway.apis.native_routes import table
 from gateway.apis.sources import CodeStore, Daemon, DeployedFunction, Logs, Pools, Registry
 from gateway.apis.views import (
@@ -31,7 +31,6 @@ from gateway.request import Request, Response
 from gateway.router import NDJSON, Route
 from gateway.specfile import SpecError, parse_specs
 from gateway.version import VERSION
-from pool.errors import PoolError
 from pool.logs import LogLine
 from pool.spec import FunctionSpec
 
@@ -84,10 +83,8 @@ class NativeApi:
         """PUT /v1/code: a tar of a code directory."""
         if request.length is not None and request.length > self._code_bytes:
             raise ApiError(413, "body_too_large", f"the code is larger than {self._code_bytes // 1_048_576} MB")
-        try:
+        with translated():
             digest = await self._codestore.add_tar(_Body(request), self._code_bytes)
-        except PoolError as exc:
-            raise pool_fault(exc) from exc
         return answer(CodeStored(digest))
 
     async def put_function(self, request: Request, params: dict[str, str]) -> Response:
@@ -98,25 +95,22 @@ class NativeApi:
         code = query.get("code") or None
 
         async def work(on_progress: Callable[[str], None]) -> Deployed:
-            started_s = trio.current_time()
             result = await self._registry.deploy(spec, code_digest=code, wait=wait, on_progress=on_progress)
             return Deployed(
                 name=spec.name,
                 revision=result.revision.id,
                 digest=result.revision.artifact.digest,
-                changed=result.changed,
+                outcome=result.outcome,
                 ready=result.ready,
-                took_s=round(trio.current_time() - started_s, 4),
+                stages_s={stage: round(seconds, 6) for stage, seconds in result.stages.items()},
             )
 
         if NDJSON.encode() in (request.header(b"accept") or b""):
             course = Course(work)
             self._nursery.start_soon(course.run)
             return Response(200, course, NDJSON.encode())
-        try:
+        with translated(spec.name):
             return answer(await work(_unheard))
-        except PoolError as exc:
-            raise pool_fault(exc) from exc
 
     async def check_specs(self, request: Request, params: dict[str, str]) -> Response:
         """POST /v1/specs/check: validate only."""
@@ -199,7 +193,8 @@ class NativeApi:
     async def delete_function(self, request: Request, params: dict[str, str]) -> Response:
         """DELETE /v1/functions/{name}."""
         name = self._known(params).name
-        await self._registry.remove(name)
+        with translated(name):
+            await self._registry.remove(name)
         self._metrics.forget(name)
         return answer(Done(name=name, message="removed"))
 
@@ -212,7 +207,8 @@ class NativeApi:
             hint = 'send {"min": 1, "max": 10}, or one of them'
             raise ApiError(400, "invalid_scale", f"not a valid request: {exc}", hint=hint) from exc
         check_scale(wanted, function.spec)
-        await self._registry.scale(function.name, wanted.min, wanted.max)
+        with translated(function.name):
+            await self._registry.scale(function.name, wanted.min, wanted.max)
         return answer(Done(name=function.name, message="scaled"))
 
     async def recycle_function(self, request: Request, params: dict[str, str]) -> Response:

@@ -65,6 +65,7 @@ def function_info(function: DeployedFunction, pools: Pools, metrics: Metrics) ->
         totals=row.totals,
         errors=row.errors,
         rejected=row.rejected,
+        problem=row.problem,
         digest=function.revision.artifact.digest,
         deployed_at=at.isoformat(timespec="seconds").replace("+00:00", "Z"),
         description=function.spec.description,
@@ -157,7 +158,7 @@ def _row(
     counts = _counts(views)
     return FunctionRow(
         name=function.name,
-        state=_state(stats, counts),
+        state="failing" if function.problem else _state(stats, counts),
         revision=function.revision.id,
         contract=function.spec.contract,
         runs=_runs(function.spec),
@@ -169,6 +170,7 @@ def _row(
         totals=StartTotals(**counters.totals()),
         errors=counters.failures(),
         rejected=sum(counters.rejected.values()),
+        problem=function.problem,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pool.contracts.base import BodySource
 from pool.instance import Instance
@@ -21,10 +21,14 @@ class DeployResult(Protocol):
     def revision(self) -> Revision: ...
 
     @property
-    def changed(self) -> bool: ...
+    def outcome(self) -> Literal["created", "updated", "unchanged"]: ...
 
     @property
     def ready(self) -> bool: ...
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds by step."""
 
 
 class DeployedFunction(Protocol):
@@ -42,6 +46,10 @@ class DeployedFunction(Protocol):
     @property
     def deployed_at_s(self) -> float:
         """Seconds since the epoch."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot start; None: nothing known."""
 
 
 class Registry(Protocol):

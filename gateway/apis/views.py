@@ -41,14 +41,14 @@ class Checked(msgspec.Struct):
 
 
 class Deployed(msgspec.Struct, kw_only=True):
-    """A deployment that succeeded. `changed` is false when this very revision was deployed already."""
+    """A deployment that succeeded. `unchanged`: this very revision was deployed already."""
 
     name: str
     revision: str
     digest: str
-    changed: bool = True
-    ready: bool = True  # false: the floor was not waited for
-    took_s: float = 0.0
+    outcome: Literal["created", "updated", "unchanged"]
+    ready: bool = True  # false: its floor is not (all) started yet
+    stages_s: dict[str, float] = {}  # seconds by step
 
 
 class Progress(msgspec.Struct):
@@ -130,6 +130,7 @@ class FunctionRow(msgspec.Struct, kw_only=True):
     totals: StartTotals
     errors: int
     rejected: int
+    problem: str | None = None  # why it cannot start since poold did
 
 
 class FunctionList(msgspec.Struct):
