@@ -146,8 +146,11 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
 def make_revision(spec: FunctionSpec, artifact: Artifact) -> Revision:
     """Name a revision by what it runs and how: equal spec and content give the equal id.
 
-    Floor and ceiling are not part of it: scaling does not make a new revision.
+    Floor and ceiling are not part of it: scaling does not make a new revision. Nor is the place the code was
+    uploaded from: its content is.
     """
-    fixed = msgspec.structs.replace(spec, pool=msgspec.structs.replace(spec.pool, min=0, max=1), description="")
+    fixed = msgspec.structs.replace(
+        spec, pool=msgspec.structs.replace(spec.pool, min=0, max=1), description="", code=spec.code and "code"
+    )
     content = msgspec.json.encode([fixed, artifact.digest], order="deterministic")
     return Revision(id=f"{spec.name}@{hashlib.sha256(content).hexdigest()[:12]}", spec=spec, artifact=artifact)
