@@ -221,6 +221,11 @@ def megabytes(value: float | None) -> str:
     return f"{value:.0f} MB" if value < 1000 else f"{value / 1024:.1f} GB"
 
 
+def size(length: int) -> str:
+    """12 KB, 3.4 MB: of a transfer."""
+    return f"{length / 1e6:.1f} MB" if length >= 1_000_000 else f"{-(-length // 1000)} KB"
+
+
 # --- errors -----------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from gateway.ctl_common import (
     print_json,
     report,
     session_command,
+    size,
 )
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def _upload(client: Client, directory: Path, course: _Course) -> str:
             raise ClientError(str(exc)) from exc
         length = tar.tell()
         tar.seek(0)
-        course.say(f"uploading {files} files, {length / 1e6:.1f} MB")
+        course.say(f"uploading {files} file{'s' if files != 1 else ''}, {size(length)}")
         headers = [("Content-Type", "application/x-tar")]
         with client.request("PUT", "/v1/code", body=tar, headers=headers, length=length) as answer:
             if answer.status >= 400:

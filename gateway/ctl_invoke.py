@@ -44,12 +44,18 @@ Examples:
 @name_argument
 @click.option("-d", "-e", "--data", help="The event or body, as text.")
 @click.option("-f", "--file", "source", type=click.File("rb"), help="A file with it; - for standard input.")
-@click.option("-X", "--request", "method", help="The HTTP method (with --path). [default: GET, with data POST]")
+@click.option(
+    "-X", "--request", "method", metavar="METHOD", help="The HTTP method (with --path). [default: GET, with data POST]"
+)
 @click.option("--path", metavar="/PATH", help="Pass an HTTP request through to this path of the function.")
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A request header; repeatable.")
 @click.option("-i", "--include", is_flag=True, help="Show status, headers, start kind and stage times too.")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Wait so many seconds at most."
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Wait so long at most. [default: as long as poold lets it run]",
 )
 @session_command
 @click.pass_context
@@ -82,7 +88,9 @@ def invoke(
         body = b""
     if body is not None and not any(key.lower() == "content-type" for key, _ in sent):
         sent.append(("Content-Type", "application/octet-stream" if not isinstance(body, bytes) else _guess(body)))
-    with session.client.request(method, target, body=body, headers=sent, timeout_s=timeout_s) as answer:
+    client = session.client
+    patient = timeout_s is None  # poold knows the function's limit and keeps it
+    with client.request(method, target, body=body, headers=sent, timeout_s=timeout_s, patient=patient) as answer:
         if answer.status >= 400 and not answer.header(START_HEADER):
             raise answer.failure()  # poold's own words: no instance answered
         if session.json:

@@ -24,7 +24,13 @@ Examples:
 @name_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option(
-    "-n", "--tail", type=click.IntRange(0, 100_000), default=100, show_default=True, help="Begin so many lines back."
+    "-n",
+    "--tail",
+    type=click.IntRange(0, 100_000),
+    default=100,
+    show_default="100",
+    metavar="LINES",
+    help="Begin so many lines back.",
 )
 @click.option("--invocation", metavar="ID", help="Only what this invocation printed.")
 @click.option("--instance", metavar="ID", help="Only what this instance printed.")

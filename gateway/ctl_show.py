@@ -80,8 +80,8 @@ def instance_row(row: dict[str, Any]) -> list[str]:
 
 @click.command(
     epilog="""\b
-The columns: instances by state, RANGE how many there may be, invocations since the daemon
-started (CALLS, of those COLD had to wait for a start), ERRORS among them.
+Instances by state; RANGE how many there may be. Since the daemon started:
+CALLS invocations, COLD of them waited for a start, ERRORS did not end well.
 \b
 Examples:
   poolctl ls

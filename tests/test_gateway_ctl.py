@@ -24,7 +24,7 @@ from gateway_fake_daemon import (
 
 from gateway import ctl
 from gateway.apis import views
-from gateway.ctl_common import Column, age, count, duration, megabytes, table_lines
+from gateway.ctl_common import Column, age, count, duration, megabytes, size, table_lines
 from gateway.version import VERSION
 from scheduler.model import InstanceState
 
@@ -294,6 +294,7 @@ def test_durations_are_short(value: float | None, shown: str) -> None:
 
 
 def test_numbers_are_short() -> None:
+    assert [size(value) for value in (0, 1, 12_300, 3_400_000)] == ["0 KB", "1 KB", "13 KB", "3.4 MB"]
     assert [age(value) for value in (0, 59.9, 3599, 86_399, 200_000)] == ["0s", "59s", "59m 59s", "23h 59m", "2d 7h"]
     assert [count(value) for value in (0, 9999, 12_345, 4_500_000)] == ["0", "9999", "12.3k", "4.5M"]
     assert [megabytes(value) for value in (None, 23.4, 4096)] == ["-", "23 MB", "4.0 GB"]

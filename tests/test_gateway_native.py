@@ -10,6 +10,7 @@ import pytest
 import trio
 from gateway_fake_parts import Parts, fake_view
 
+from gateway.database import StoreError
 from gateway.metrics import FUNCTION_ERROR, OK
 from gateway.request import Request, Response
 from gateway.router import Match
@@ -174,6 +175,33 @@ async def test_code_that_is_no_code_is_422_and_too_much_413(parts: Parts) -> Non
     parts.codestore.failure = ArtifactError("not a tar")
     assert (await parts.ask("PUT", "/v1/code", b"x"))[0] == 422
     assert (await parts.ask("PUT", "/v1/code", b"x" * 1001))[0] == 413
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(("method", "action"), [("DELETE", ""), ("POST", "/scale")])
+async def test_a_function_that_goes_while_it_is_changed_is_404(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, method: str, action: str
+) -> None:
+    async def gone(*_: object) -> None:
+        raise KeyError("hello")
+
+    parts.registry.add()
+    monkeypatch.setattr(parts.registry, "remove", gone)
+    monkeypatch.setattr(parts.registry, "scale", gone)
+    status, answer = await parts.ask(method, f"/v1/functions/hello{action}", b'{"min": 1}')
+    assert (status, answer["error"]["code"]) == (404, "function_not_found")
+
+
+@pytest.mark.trio
+async def test_a_store_that_cannot_write_is_503(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> None:
+        raise StoreError("the disk is full", hint="make room")
+
+    parts.registry.add()
+    monkeypatch.setattr(parts.registry, "remove", full)
+    status, answer = await parts.ask("DELETE", "/v1/functions/hello")
+    assert (status, answer["error"]["code"], answer["error"]["hint"]) == (503, "store_failed", "make room")
+    assert "hello" in parts.registry.functions
 
 
 # --- looking ----------------------------------------------------------------------------------------------
