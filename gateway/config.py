@@ -124,9 +124,13 @@ class DockerSection(_Section, frozen=True):
     registry_auth_file: Annotated[
         str, Meta(description='credentials for pulls, a docker config.json; "": that of the user poold runs as')
     ] = ""
-    tls_ca: Annotated[str, Meta(description="PEM files for an engine over TLS; read again when they change")] = ""
-    tls_cert: str = ""
-    tls_key: str = ""
+    cert_path: Annotated[
+        str,
+        Meta(
+            description="for an engine over TLS: a directory with ca.pem, cert.pem and key.pem, read again when they "
+            'change; "": DOCKER_CERT_PATH'
+        ),
+    ] = ""
 
 
 class ProcessSection(_Section, frozen=True):
@@ -300,10 +304,7 @@ def _http_faults(http: HttpSection) -> Iterator[tuple[KeyPath, str, str]]:
 def _docker_faults(docker: DockerSection) -> Iterator[tuple[KeyPath, str, str]]:
     if docker.host and not re.match(r"(unix:///|tcp://|https?://|ssh://).", docker.host):
         yield ("docker", "host"), f'"{docker.host}" names no engine', 'such as "unix:///var/run/docker.sock"'
-    if bool(docker.tls_cert) != bool(docker.tls_key):
-        missing = "tls_key" if docker.tls_cert else "tls_cert"
-        yield ("docker", missing), "tls_cert and tls_key go together; this one is missing", ""
-    for key in ("registry_auth_file", "tls_ca", "tls_cert", "tls_key"):
+    for key in ("registry_auth_file", "cert_path"):
         if getattr(docker, key) and not getattr(docker, key).startswith("/"):
             yield ("docker", key), "must begin with /", ""
 

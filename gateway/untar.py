@@ -210,8 +210,10 @@ class _Unpacker:
 
     def _make_file(self, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
         self._make_room(name)
+        if member.size < 0:
+            raise refused("one of its headers names an impossible size")
         self._bytes += member.size
-        if member.size < 0 or self._bytes > self._limits.unpacked_bytes:
+        if self._bytes > self._limits.unpacked_bytes:
             raise _too_large(self._limits)
         source = tar.extractfile(member)
         if source is None:
