@@ -138,8 +138,11 @@ def main() -> None:
             loopback_up()
             build_root(orders)
             command = ["/bin/sh", "-c", INIT, "poold-stage", *command]
-        drop_privileges(orders)
+        else:
+            # Nothing is mounted, and the way to the code may be closed to its user: it goes through a descriptor.
+            os.dup2(os.open(orders["code_path"], os.O_PATH | os.O_DIRECTORY), orders["code_fd"])
         os.chdir(orders["workdir"])
+        drop_privileges(orders)
         os.execvpe(command[0], command, orders["env"])
     except OSError as exc:
         print(f"poold: cannot start {orders['command'][0]}: {exc}", file=sys.stderr)

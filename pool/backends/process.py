@@ -254,10 +254,10 @@ class ProcessBackend:
         spec, code_path = request.revision.spec, request.revision.artifact.code_path
         if code_path is None:
             raise StartError(f"{request.revision.id} has no code directory", permanent=True)
-        target, env = request.code_target, dict(request.env)
+        target, env, workdir = request.code_target, dict(request.env), spec.workdir or request.code_target
         if self._kind == "plain":
-            # No mounts: the code is where it is. Instances share the host's ports, so each gets its own.
-            target = code_path
+            # Nothing is mounted; instances share the host's ports, so each gets its own.
+            target, workdir = f"/proc/self/fd/{sandbox.PLAIN_CODE_FD}", spec.workdir or code_path
             for old, new in ports.items():
                 env.update({name: str(new) for name, value in env.items() if "PORT" in name and value == str(old)})
         uid, gid = _user(spec)
@@ -266,7 +266,7 @@ class ProcessBackend:
             env=env,
             code_path=code_path,
             code_target=target,
-            workdir=spec.workdir or target,
+            workdir=workdir,
             mounts=spec.mounts,
             uid=uid,
             gid=gid,

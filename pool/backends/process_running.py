@@ -24,7 +24,7 @@ from pool.netns import NetNamespace, connect
 
 log = structlog.get_logger("poold.process")
 
-CODE_POLL_S = 0.0005
+CODE_POLL_S, CODE_POLL_MAX_S, CODE_POLL_GROWTH = 0.001, 0.008, 1.3
 CODE_TIMEOUT_S = 10.0  # from the fork to the code's first instruction; some 10 ms is usual
 DIAL_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 10.0
@@ -111,19 +111,22 @@ class ProcessRunning:
 
         Raises StartError when it could not be set up or executed.
         """
-        deadline = trio.current_time() + CODE_TIMEOUT_S
+        deadline, wait_s = trio.current_time() + CODE_TIMEOUT_S, CODE_POLL_S
         while self._exited is None:
             if self._find_code():
                 return
             if trio.current_time() > deadline:
                 raise StartError(f"the sandbox did not stand after {CODE_TIMEOUT_S:g} s", backend_fault=True)
-            await trio.sleep(CODE_POLL_S)
+            with trio.move_on_after(wait_s):
+                await self._ended.wait()
+            wait_s = min(wait_s * CODE_POLL_GROWTH, CODE_POLL_MAX_S)
         with trio.move_on_after(LAST_OUTPUT_S):
             await self._output_ended.wait()
         said = self._head.decode(errors="replace").strip()
         if said.startswith(_OUR_PREFIXES) and self._process.returncode in (1, 125, 126, 127):
             line = said.splitlines()[0]
-            if line.startswith(("bwrap: ", "unshare: ")) or self._process.returncode == 125:
+            of_the_code = line.startswith(("setpriv: ", "poold: ", f"{sandbox.STAGE}: ", "bwrap: execvp"))
+            if not of_the_code or self._process.returncode == 125:
                 raise StartError(f"the sandbox could not be set up: {line}", log_tail=said, backend_fault=True)
             raise StartError(
                 f"the code cannot be executed: {line}",

@@ -36,6 +36,7 @@ ETC = (
     "/etc/mime.types",
 )
 STAGE = "poold-stage"  # an argument of every step of ours, to tell it from the code
+PLAIN_CODE_FD = 10  # where plain code has its directory: /proc/self/fd/10
 SETPRIV = ["/usr/bin/setpriv", "--reuid"]
 # Enters the cgroups named before --, then becomes what comes after it.
 _ENTER = """n=$1; shift
@@ -94,6 +95,8 @@ def config(kind: Kind, plan: Plan, *, root: bool) -> bytes:
         "links": links,
         # Links are followed here: from the new root they would lead elsewhere.
         "system": [(os.path.realpath(path), path, True) for path in system],
+        "code_path": plan.code_path,
+        "code_fd": PLAIN_CODE_FD,
         "binds": [(os.path.realpath(source), target, read_only) for source, target, read_only in _binds(plan)],
         "read_only": plan.read_only,
         "tmpfs_mb": plan.tmpfs_mb,
