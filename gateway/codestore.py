@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -39,6 +40,7 @@ class CodeStore:
         self._limits = limits or UnpackLimits()
         self._incoming = directory / INCOMING
         self._threads = trio.CapacityLimiter(THREADS)
+        self._homes = threading.Lock()  # held while a home appears, is made young, or goes
 
     async def open(self) -> None:
         """Make the directory, and remove what an interrupted daemon left of uploads. Raises ArtifactError."""
@@ -116,22 +118,24 @@ class CodeStore:
             upload = place / "plain"
         digest = unpack(upload, root, self._limits, trio.from_thread.check_cancelled)
         home = self.directory / digest
-        if home.is_dir():
-            os.utime(home)  # so that it counts as uploaded now
-        else:
-            root.rename(home)
-            _sync_directory(self.directory)
+        with self._homes:
+            if home.is_dir():
+                os.utime(home)  # so that it counts as uploaded now
+            else:
+                root.rename(home)
+                _sync_directory(self.directory)
         return digest
 
     def _collect(self, used: frozenset[str], unused_s: float) -> list[str]:
         removed: list[str] = []
         now_s = time.time()
         for home in self.directory.iterdir():
-            if not _DIGEST.fullmatch(home.name) or home.name in used or now_s - home.stat().st_mtime < unused_s:
-                continue
-            # Out of the way in one step first, so that no half-removed directory is ever found under its digest.
             grave = self._incoming / f"removed-{home.name}"
-            home.rename(grave)
+            with self._homes:
+                if not _DIGEST.fullmatch(home.name) or home.name in used or now_s - home.stat().st_mtime < unused_s:
+                    continue
+                # Out of the way in one step, so that no half-removed directory is ever found under its digest.
+                home.rename(grave)
             shutil.rmtree(grave, ignore_errors=True)
             removed.append(home.name)
         return removed

@@ -337,6 +337,22 @@ async def test_cancelled_while_receiving_and_while_unpacking(tmp_path: Path, mon
 
 
 @pytest.mark.trio
+async def test_the_same_code_uploaded_many_times_at_once(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    data = tar_of(BOOTSTRAP, entry("data", b"x" * 100_000))
+    digests: list[str] = []
+
+    async def upload() -> None:
+        digests.append(await store.add_tar(Body(data), LIMIT))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(upload)
+    assert len(digests) == 8
+    assert [name for name in left_in(store) if "/" not in name] == [digests[0]]
+
+
+@pytest.mark.trio
 async def test_what_a_killed_daemon_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     digest = await store.add_tar(Body(tar_of(BOOTSTRAP)), LIMIT)

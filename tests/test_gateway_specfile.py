@@ -152,6 +152,7 @@ HEAD = "name: a\nimage: x\n"
         ("pool: {keepalive: lur}", "pool.keepalive: there is no keep-alive policy lur (did you mean lru?)"),
         ("contract: wbe", "contract: there is no contract wbe (did you mean web?)"),
         ("contract: nothing-like", "there is no contract nothing-like (there are: "),
+        ("env: {PORT: 80}", "env.PORT: set by poold"),
         ("network: host", "network: host is refused"),
         ("network: container:x", "network: is no name of a network"),
         ("workdir: app", 'workdir: "app" does not fit: must begin with /'),
