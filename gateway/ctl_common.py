@@ -169,12 +169,23 @@ def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Names and values in two columns; empty values are left out."""
     shown = [(name, value) for name, value in pairs if value]
     width = max((len(name) for name, _ in shown), default=0) + 1
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for name, value in shown:
-        first, *more = value.split("\n")
+        first, *more = _wrapped(value, room - width - 1) if room else value.split("\n")
         label = click.style(f"{name}:".ljust(width + 1), bold=True)
         click.echo(f"{label} {first}")
         for line in more:
             click.echo(f"{' ' * (width + 1)} {line}")
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    import textwrap
+
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()))
+        lines += textwrap.wrap(line, max(room, 20), subsequent_indent=indent, break_on_hyphens=False) or [""]
+    return lines
 
 
 # --- numbers for people -----------------------------------------------------------------------------------

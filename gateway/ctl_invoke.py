@@ -97,7 +97,7 @@ def invoke(
             _show_json(answer)
         else:
             _show(answer, include)
-        ctx.exit(_verdict(answer, quiet=session.json))
+        ctx.exit(_verdict(name, answer, quiet=session.json))
 
 
 def _body(data: str | None, source: IO[bytes] | None) -> bytes | IO[bytes] | None:
@@ -169,11 +169,11 @@ def _show_json(answer: Answer) -> None:
     print_json(shown)
 
 
-def _verdict(answer: Answer, *, quiet: bool) -> int:
+def _verdict(name: str, answer: Answer, *, quiet: bool) -> int:
     why = answer.header(ERROR_HEADER)
     if why or answer.status >= 400:
         if not quiet:
-            print_error(f"the function failed: {why or f'status {answer.status}'}")
+            print_error(f"{name}: {why or f'the function answered with status {answer.status}'}")
         return EXIT_FAILED
     return 0
 

@@ -217,7 +217,7 @@ def status(session: Session) -> None:
     if session.json:
         print_json(now)
         return
-    engine = ", ".join(f"{key} {value}" for key, value in now["engine"].items())
+    engine = "\n".join(f"{key}: {value}" for key, value in now["engine"].items() if value != now["isolation"])
     memory = now["memory"]
     print_pairs(
         [

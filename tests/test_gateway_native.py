@@ -193,6 +193,17 @@ async def test_a_function_that_goes_while_it_is_changed_is_404(
 
 
 @pytest.mark.trio
+async def test_a_fault_of_ours_is_500_and_ends_nothing_else(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> bytes:
+        raise ZeroDivisionError("inner secret")
+
+    monkeypatch.setattr(parts.pools, "journal", broken)
+    status, answer = await parts.ask("GET", "/v1/journal")
+    assert (status, answer["error"]["code"]) == (500, "internal")
+    assert "secret" not in json.dumps(answer)
+
+
+@pytest.mark.trio
 async def test_a_store_that_cannot_write_is_503(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     async def full(*_: object) -> None:
         raise StoreError("the disk is full", hint="make room")

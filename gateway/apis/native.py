@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import msgspec
+import structlog
 import trio
 
 from gateway.apis import snapshot
@@ -24,15 +26,17 @@ from gateway.apis.views import (
     LogEntry,
     ScaleRequest,
 )
-from gateway.errors import ApiError
+from gateway.errors import ApiError, ClientGone
 from gateway.metrics import CONTENT_TYPE, Metrics, render
 from gateway.openapi import document
 from gateway.request import Request, Response
-from gateway.router import NDJSON, Route
+from gateway.router import NDJSON, Route, RouteFunction
 from gateway.specfile import SpecError, parse_specs
 from gateway.version import VERSION
 from pool.logs import LogLine
 from pool.spec import FunctionSpec
+
+log = structlog.get_logger("poold.api")
 
 SPEC_BYTES = 262_144
 SMALL_BODY_BYTES = 65_536
@@ -75,7 +79,10 @@ class NativeApi:
 
     def routes(self) -> list[Route]:
         """The table: what the router dispatches and the OpenAPI document describes."""
-        return table(self)
+        return [
+            replace(route, function=_guarded(route.function)) if route.function is not None else route
+            for route in table(self)
+        ]
 
     # --- deploying ---
 
@@ -279,6 +286,21 @@ class _Body:
             first, self._first = self._first, b""
             return first
         return await self._stream.receive() if self._stream is not None else b""
+
+
+def _guarded(function: RouteFunction) -> RouteFunction:
+    """A fault in one route must not end the daemon under the functions that run."""
+
+    async def guarded(request: Request, params: dict[str, str]) -> Response:
+        try:
+            return await function(request, params)
+        except (ApiError, ClientGone):
+            raise
+        except Exception as exc:
+            log.exception("a route failed unexpectedly", method=request.method.decode(), path=request.path.decode())
+            raise ApiError(500, "internal", "an error inside poold", hint="its log has the details") from exc
+
+    return guarded
 
 
 def answer(value: object, status: int = 200) -> Response:
