@@ -24,8 +24,13 @@ class Message:
 
 
 def plain(headers: object) -> list[tuple[bytes, bytes]]:
-    """Names in lower case, values without the blanks around them."""
-    return [(bytes(name).lower(), bytes(value).strip(b" \t")) for name, value in headers]  # type: ignore[attr-defined] # h11's and ours
+    """Names in lower case, values without the blanks around them; a coding in lower case, as h11 gives it."""
+    found = []
+    for name, value in headers:  # type: ignore[attr-defined] # h11's list or ours
+        lower = bytes(name).lower()
+        text = bytes(value).strip(b" \t")
+        found.append((lower, text.lower() if lower == b"transfer-encoding" else text))
+    return found
 
 
 def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
