@@ -85,7 +85,7 @@ def deploy(
             continue
         results.append(result)
         if not session.json:
-            click.echo(_summary(result))
+            click.echo(_summary(result, spec.pool.min))
     if session.json:
         print_json({"deployed": results})
     ctx.exit(worst)
@@ -261,9 +261,9 @@ def _upload(client: Client, directory: Path, course: _Course) -> str:
             return str(answer.json()["digest"])
 
 
-def _summary(result: dict[str, Any]) -> str:
+def _summary(result: dict[str, Any], floor: int) -> str:
     took = duration(result["client_took_s"])
     if result["outcome"] == "unchanged":
         return f"{result['name']}  unchanged ({result['revision']})"
-    state = "ready" if result["ready"] else "deployed"
+    state = "ready" if floor and result["ready"] else "deployed"
     return f"{result['name']}  {click.style(state, fg='green')} in {took} ({result['revision']})"

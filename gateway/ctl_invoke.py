@@ -185,5 +185,5 @@ def stage_times(answer: Answer) -> dict[str, float]:
         name, _, rest = entry.strip().partition(";")
         found = re.search(r"dur=([0-9.]+)", rest)
         if name and found:
-            stages[name] = float(found.group(1)) / 1000
+            stages[name] = round(float(found.group(1)) / 1000, 9)
     return stages

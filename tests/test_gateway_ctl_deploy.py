@@ -69,9 +69,12 @@ def test_a_spec_file_by_name_or_by_f_is_the_same(daemon: FakeDaemon, run: Run, p
     assert [seen.query["wait"] for seen in daemon.seen if seen.path != "/v1/code"] == ["false", "true"]
 
 
-def test_an_image_needs_no_upload(daemon: FakeDaemon, run: Run, tmp_path: Path) -> None:
+def test_an_image_needs_no_upload(
+    daemon: FakeDaemon, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "s.json").write_text('{"name": "hello", "image": "demo:1"}')
     assert run(tmp_path / "s.json") == 0
+    assert capsys.readouterr().out.startswith("hello  deployed in ")  # no instance is kept, so none is ready
     assert [seen.path for seen in daemon.seen] == ["/v1/functions/hello"]
 
 
