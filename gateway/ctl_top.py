@@ -48,14 +48,15 @@ class Sample:
         self.status = status
         self.functions = functions
         self.calls: dict[str, int] = {row["name"]: sum(row["totals"].values()) for row in functions}
-        self._before = before
+        self._rates: dict[str, float] = {}
+        if before is not None:
+            for name, calls in self.calls.items():
+                if calls >= before.calls.get(name, calls + 1):
+                    self._rates[name] = (calls - before.calls[name]) / max(self.at_s - before.at_s, 0.001)
 
     def rate(self, name: str) -> float | None:
         """Invocations a second since the sample before; None without one, or after a restart."""
-        before = self._before
-        if before is None or name not in before.calls or self.calls[name] < before.calls[name]:
-            return None
-        return (self.calls[name] - before.calls[name]) / max(self.at_s - before.at_s, 0.001)
+        return self._rates.get(name)
 
     def rows(self) -> list[list[str]]:
         """Cells for COLUMNS, the busiest function first."""
@@ -83,8 +84,9 @@ class Sample:
         """Two lines about the host."""
         now = self.status
         memory = now["memory"]
-        rates = [rate for rate in map(self.rate, self.calls) if rate is not None]
-        total = f"{sum(rates):.1f} calls/s" if rates else f"{count(sum(self.calls.values()))} calls"
+        total = (
+            f"{sum(self._rates.values()):.1f} calls/s" if self._rates else f"{count(sum(self.calls.values()))} calls"
+        )
         state = "draining" if now["draining"] else "up"
         return [
             f"poold {now['version']} on {now['backend']}, {state} {age(now['uptime_s'])}: {total}, "

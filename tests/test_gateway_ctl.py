@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 from gateway_fake_daemon import (
     Canned,
@@ -22,9 +23,10 @@ from gateway_fake_daemon import (
     status_info,
 )
 
-from gateway import ctl
+from gateway import ctl, ctl_top
 from gateway.apis import views
 from gateway.ctl_common import Column, age, count, duration, megabytes, size, table_lines
+from gateway.ctl_top import Sample
 from gateway.version import VERSION
 from scheduler.model import InstanceState
 
@@ -167,6 +169,20 @@ def test_top_once_is_for_scripts(daemon: FakeDaemon, poolctl: Poolctl) -> None:
     assert "poold 0.1.0 on docker" in out
     assert out.splitlines()[-1].split() == ["a", "ready", "-", "0", "0", "1", "2", "0", "0.0", "2"]
     assert set(json.loads(poolctl("top", "--json").out)) == {"status", "functions"}
+
+
+def test_rates_are_of_the_time_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(calls: dict[str, int], at_s: float, before: Sample | None) -> Sample:
+        monkeypatch.setattr(ctl_top.time, "monotonic", lambda: at_s)
+        rows = [msgspec.to_builtins(function_row(n, totals=views.StartTotals(warm=c))) for n, c in calls.items()]
+        return Sample(msgspec.to_builtins(status_info()), rows, before)
+
+    first = look({"a": 10, "b": 5}, 100.0, None)
+    assert first.rate("a") is None
+    second = look({"a": 40, "b": 2, "new": 7}, 102.0, first)  # b was redeployed by another daemon
+    assert [second.rate(name) for name in ("a", "b", "new")] == [15.0, None, None]
+    assert [row[0] for row in second.rows()] == ["a", "b", "new"]
+    assert "15.0 calls/s" in second.heading()[0]
 
 
 def test_version_needs_no_daemon(
