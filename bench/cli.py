@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
+from rich.console import Console
+from rich.text import Text
 
-from bench import load, report
+from bench import firstready, load, overhead, report, rest, start
+from bench.daemon import DaemonFailed
+from bench.plain import PlainFailed
+from bench.plot import NoPicture, draw
 from bench.target import BadTarget, Plan
+from bench.workload import BadWorkload
+from gateway.client_errors import ClientError
+
+FAILURES = (
+    *(BadTarget, BadWorkload, DaemonFailed, PlainFailed),
+    *(load.GeneratorFailed, overhead.TargetFailed, *start.FAILURES),
+)
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -111,6 +126,158 @@ def load_command(
         load.show(result)
     if not outcome.answers:
         sys.exit(1)
+
+
+def _backend(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
+        click.option("--host", help="A poold that runs already: unix:///path, or http://HOST:PORT with admin_on_tcp."),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "docker", "process"]),
+            default="auto",
+            show_default=True,
+            help="Of the poold that is started for this run (without --host).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Tells what goes on, on stderr, when that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    with Console(stderr=True).status("") as status:
+        yield lambda text: status.update(Text(text))
+
+
+def _finish(
+    measure: Callable[[Callable[[str], None]], dict[str, Any]], show: Callable[[dict[str, Any]], None], as_json: bool
+) -> dict[str, Any]:
+    """Run a measurement, say what went wrong as a sentence, print the result."""
+    try:
+        with _progress() as tell:
+            result = measure(tell)
+    except ClientError as exc:
+        raise click.ClickException(exc.message + (f"\nhint: {exc.hint}" if exc.hint else "")) from None
+    except FAILURES as exc:
+        raise click.ClickException(str(exc)) from None
+    except KeyboardInterrupt:
+        raise click.ClickException("interrupted; what was started for the measurement has been ended") from None
+    if as_json:
+        report.print_json(result)
+    else:
+        show(result)
+    return result
+
+
+@main.command("overhead")
+@_backend
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("-d", "--duration", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Seconds each.")
+def overhead_command(host: str | None, backend: str, as_json: bool, rounds: int, duration: float) -> None:
+    """Compare poold with a bare trio + httptools proxy, and with the function asked directly.
+
+    All three serve the same program, in one interleaved run, at 1, 8 and 32 connections. The ratios are what to read.
+
+    \b
+    Examples:
+      poolbench overhead --backend process
+      poolbench overhead --rounds 9 --json
+    """
+    _finish(lambda tell: overhead.run(host, backend, rounds, duration, tell), overhead.show, as_json)
+
+
+def _function(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--body", default=None, help="What the function is asked with."),
+        click.option("--path", "target", default="/", show_default=True, help="What it is asked for."),
+        click.option("-X", "--method", default=None, help="How; GET, or POST with a body."),
+        click.option("-n", "--samples", type=click.IntRange(1, 10_000), default=20, show_default=True),
+        click.argument("function", required=False, type=click.Path(exists=True, path_type=Path)),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command("start")
+@_function
+@_backend
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture here (PNG).")
+def start_command(
+    function: Path | None,
+    samples: int,
+    method: str | None,
+    target: str,
+    body: str | None,
+    host: str | None,
+    backend: str,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Measure each kind of start of FUNCTION beside a plain create + start + first answer without poold.
+
+    FUNCTION is a spec file or a directory with a function.yaml; without it the built-in one is measured. Each round
+    takes one sample of each kind and one plain start, each while everything else is at rest.
+
+    \b
+    Examples:
+      poolbench start examples/python-event
+      poolbench start --backend docker -n 50 --plot starts.png
+    """
+    body_bytes = body.encode() if body is not None else None
+    work_of = start.builtin_or(function, method, target, body_bytes)
+    result = _finish(lambda tell: start.run(work_of, host, backend, samples, tell), start.show, as_json)
+    if plot is not None:
+        try:
+            draw(result, plot)
+        except NoPicture as exc:
+            raise click.ClickException(str(exc)) from None
+        click.echo(f"picture: {plot}", err=True)
+
+
+@main.command("deploy")
+@_function
+@_backend
+def deploy_command(
+    function: Path | None,
+    samples: int,
+    method: str | None,
+    target: str,
+    body: str | None,
+    host: str | None,
+    backend: str,
+    as_json: bool,
+) -> None:
+    """Measure from a deployment of FUNCTION to its first ready instance, beside a plain start.
+
+    \b
+    Examples:
+      poolbench deploy examples/python-event
+      poolbench deploy --backend docker -n 10 --json
+    """
+    body_bytes = body.encode() if body is not None else None
+    work_of = start.builtin_or(function, method, target, body_bytes)
+    _finish(lambda tell: firstready.run(work_of, host, backend, samples, tell), firstready.show, as_json)
+
+
+@main.command("rest")
+@_backend
+@click.option("--functions", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--frozen", type=click.IntRange(0, 10_000), default=40, show_default=True, help="Instances in all.")
+@click.option("-d", "--duration", type=click.FloatRange(0.1), default=20.0, show_default=True, help="Seconds.")
+def rest_command(host: str | None, backend: str, as_json: bool, functions: int, frozen: int, duration: float) -> None:
+    """Measure the daemon at rest: CPU and memory, with functions deployed and their instances frozen.
+
+    \b
+    Examples:
+      poolbench rest --backend docker
+      poolbench rest --functions 100 --frozen 100 -d 60 --json
+    """
+    _finish(lambda tell: rest.run(host, backend, functions, frozen, duration, tell), rest.show, as_json)
 
 
 if __name__ == "__main__":

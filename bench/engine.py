@@ -13,11 +13,11 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import httptools
 
 from bench.latency import Recorder
+from bench.link import UNTOLD, Link, Outcome
 from bench.pacing import SECOND_NS, Pace, share
 from bench.target import Plan, Target, parse_target, request_bytes
 
@@ -26,7 +26,6 @@ TICK_NS = 100_000_000  # how often time-outs are looked for and progress is told
 RETRY_NS = 50_000_000  # a connection that could not be made rests this long
 CONNECT_TIMEOUT_S = 5.0
 PR_SET_TIMERSLACK = 29  # prctl(2)
-UNTOLD = "untold"  # the kind of an answer without X-Poold-Start
 MAX_KINDS = 16  # the header is the target's: it shall not fill our memory
 
 # What an ordinary answer's head says: its length and start kind; or a sign that it is not ordinary.
@@ -35,67 +34,7 @@ FIELDS = re.compile(
     re.IGNORECASE,
 ).findall
 
-OnProgress = Callable[["Outcome"], None]
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one generator saw."""
-
-    kinds: dict[str, Recorder] = field(default_factory=dict)  # answers below 400, by start kind
-    errors: dict[str, int] = field(default_factory=dict)  # connect, timeout, reset, bad_answer, status_NNN
-    lateness: Recorder = field(default_factory=Recorder)  # open loop: sent after it was due with a connection free
-    waited: int = 0  # open loop: due when no connection was free
-    answers: int = 0  # below 400
-    unfinished: int = 0  # interrupted
-    elapsed_s: float = 0.0
-    cpu_s: float = 0.0
-
-    def error(self, kind: str) -> None:
-        """Count one."""
-        self.errors[kind] = self.errors.get(kind, 0) + 1
-
-
-class Link:
-    """One connection and the request on it."""
-
-    def __init__(self) -> None:
-        self.sock: socket.socket | None = None
-        self.fd = -1
-        self.intended_ns = 0  # 0: nothing is asked
-        self.retry_ns = 0
-        self.outbound = b""
-        self.fresh()
-
-    def fresh(self) -> None:
-        """Forget what was parsed."""
-        self.parser = httptools.HttpResponseParser(self)
-        self.complete = self.head_done = self.sized = self.closing = False
-        self.parsing = False  # the parser holds part of an answer
-        self.kind = UNTOLD
-        self.status = 0
-
-    def on_message_begin(self) -> None:
-        self.complete = self.head_done = self.sized = False
-        self.kind = UNTOLD
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        length = len(name)
-        if length == 13:
-            if name.lower() == b"x-poold-start":
-                self.kind = value.decode("latin-1")
-        elif length == 14:
-            self.sized = self.sized or name.lower() == b"content-length"
-        elif length == 17:
-            self.sized = self.sized or name.lower() == b"transfer-encoding"
-
-    def on_headers_complete(self) -> None:
-        self.head_done = True
-        self.status = self.parser.get_status_code()
-        self.closing = not self.parser.should_keep_alive()
-
-    def on_message_complete(self) -> None:
-        self.complete = self.status >= 200  # an interim answer is not the answer
+OnProgress = Callable[[Outcome], None]
 
 
 class Engine:

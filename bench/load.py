@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from bench import report
-from bench.engine import UNTOLD, Engine, OnProgress, Outcome, sleep_precisely
+from bench.engine import Engine, OnProgress, sleep_precisely
 from bench.latency import Recorder
+from bench.link import UNTOLD, Outcome
 from bench.target import Plan
 
 BUSY = 0.9  # of a core: a generator that uses more may be what was measured

@@ -55,7 +55,7 @@ def print_json(data: dict[str, Any]) -> None:
 def console() -> Console:
     """Where tables go: stdout, as wide as it is (100 columns when it is no terminal)."""
     out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=max(110, out.width))
+    return out if out.is_terminal else Console(highlight=False, width=max(120, out.width))
 
 
 def machine_line(facts: dict[str, Any]) -> str:

@@ -21,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import cli, load
-from bench.engine import UNTOLD, Engine, Link, Outcome
+from bench.engine import Engine
 from bench.latency import Recorder
+from bench.link import UNTOLD, Link, Outcome
 from bench.pacing import SECOND_NS, Pace, share
 from bench.target import BadTarget, Plan, parse_target, request_bytes
 
