@@ -225,11 +225,11 @@ def error_body(code: str, message: str) -> bytes:
 def _wrong_kind(spec: FunctionSpec) -> CallRefused:
     if spec.fc.type == "event":
         return CallRefused(
-            f"{spec.name} is an event function: it is invoked with an event, not with an HTTP request",
+            "an event function (fc.type) is invoked with an event, not with an HTTP request",
             hint="invoke it, or deploy it with fc.type: http",
         )
     return CallRefused(
-        f"{spec.name} is an HTTP function: it takes HTTP requests, not events",
+        "an HTTP function (fc.type) takes HTTP requests, not events",
         hint="send a request to its path, or deploy it with fc.type: event",
     )
 
