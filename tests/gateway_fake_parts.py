@@ -166,7 +166,7 @@ class FakePools:
     def reset_breaker(self, revision_id: str) -> None:
         self.resets.append(revision_id)
 
-    def journal(self) -> bytes:
+    async def journal(self) -> bytes:
         return b"\x93journal"
 
 

@@ -194,7 +194,7 @@ async def test_a_function_that_goes_while_it_is_changed_is_404(
 
 @pytest.mark.trio
 async def test_a_fault_of_ours_is_500_and_ends_nothing_else(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> bytes:
+    async def broken() -> bytes:
         raise ZeroDivisionError("inner secret")
 
     monkeypatch.setattr(parts.pools, "journal", broken)
