@@ -93,6 +93,15 @@ class SocketChannel:
             return True
         return True
 
+    def hung_up(self) -> bool:
+        """True when the peer has closed (or shut down its sending side) and nothing it sent is left unread."""
+        try:
+            return not self._recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def close(self) -> None:
         """See Channel.close."""
         if not self._closed:

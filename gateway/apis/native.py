@@ -177,7 +177,7 @@ class NativeApi:
 
     async def get_journal(self, request: Request, params: dict[str, str]) -> Response:
         """GET /v1/journal."""
-        return Response(200, await await self._pools.journal(), b"application/octet-stream")
+        return Response(200, await self._pools.journal(), b"application/octet-stream")
 
     async def get_health(self, request: Request, params: dict[str, str]) -> Response:
         """GET /healthz."""

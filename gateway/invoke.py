@@ -1,0 +1,185 @@
+"""One invocation, from a call to its answer: the lease, the exchange, the retry, the stages, the counters.
+
+Every public face comes through here.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+import trio
+
+from gateway.connection import Connection
+from gateway.errors import ApiError
+from gateway.metrics import ERROR, FUNCTION_ERROR, OK, FunctionMetrics, Metrics
+from gateway.registry import Function
+from pool.contracts.base import Call, Headers, Reply
+from pool.contracts.registry import CONTRACTS
+from pool.dispatcher import Dispatcher
+from pool.errors import BadAnswer, CallRefused, ExchangeError, PoolError, Rejected, StartError
+from pool.lease import Lease
+from pool.wire.http1 import end_to_end
+from scheduler.model import RejectReason
+
+ATTEMPTS = 3  # while nothing was sent
+
+# The status and the stable code of each refusal. 429: this function has too much to do; 503: poold cannot now.
+_REJECTIONS = {
+    RejectReason.UNKNOWN_REVISION: (404, "function_not_found"),
+    RejectReason.QUEUE_FULL: (429, "queue_full"),
+    RejectReason.DEADLINE: (503, "queue_timeout"),
+    RejectReason.WOULD_MISS_DEADLINE: (503, "would_miss_deadline"),
+    RejectReason.CONCURRENCY_LIMIT: (429, "concurrency_limit"),
+    RejectReason.NO_CAPACITY: (503, "no_capacity"),
+    RejectReason.START_FAILED: (502, "start_failed"),
+    RejectReason.CRASH_LOOP: (503, "crash_loop"),
+    RejectReason.BACKEND_DOWN: (503, "backend_down"),
+    RejectReason.REMOVED: (404, "function_not_found"),
+    RejectReason.DRAINING: (503, "draining"),
+}
+# The revision went while the invocation was on its way: there may be a newer one.
+_REPLACED = frozenset((RejectReason.UNKNOWN_REVISION, RejectReason.REMOVED))
+_NOT_OURS = frozenset((b"content-length", b"x-poold-start", b"x-poold-invocation", b"server-timing"))
+
+
+class InvocationIds:
+    """Ids in the shape of a UUID, unique over restarts, cheap to make."""
+
+    __slots__ = ("_next", "_prefix")
+
+    def __init__(self) -> None:
+        self._prefix = str(uuid.uuid4())[:24]
+        self._next = 0
+
+    def new(self) -> str:
+        """A new id."""
+        self._next += 1
+        return f"{self._prefix}{self._next:012x}"
+
+
+class Invoker:
+    """Carries invocations out. One for the daemon."""
+
+    def __init__(self, dispatcher: Dispatcher, metrics: Metrics, lookup: Callable[[str], Function | None]) -> None:
+        self._dispatcher = dispatcher
+        self._lookup = lookup
+        self._metrics = metrics
+        self._ids = InvocationIds()
+
+    def new_id(self) -> str:
+        """An id for a new invocation."""
+        return self._ids.new()
+
+    async def answer(self, function: Function, call: Call, connection: Connection) -> None:
+        """Invoke a function and answer on a connection, streaming what is long.
+
+        Raises ApiError while nothing was answered; ClientGone.
+        """
+        metrics = self._metrics.of(function.name)
+        attempt = 0
+        while True:
+            attempt += 1
+            spec = function.spec
+            wait_until_s = trio.current_time() + spec.queue.timeout_s
+            try:
+                CONTRACTS[spec.contract].check_call(spec, call)
+                await self._attempt(function, call, connection, wait_until_s, metrics)
+                return
+            except Rejected as exc:
+                newer = self._lookup(function.name) if exc.reason in _REPLACED and attempt < ATTEMPTS else None
+                if newer is not None and newer.revision.id != function.revision.id:
+                    function = newer
+                    continue
+                metrics.reject(str(exc.reason))
+                raise api_error(exc, function.name) from exc
+            except ExchangeError as exc:
+                if exc.sent or attempt >= ATTEMPTS or call.stream is not None:
+                    raise api_error(exc, function.name) from exc
+            except PoolError as exc:
+                metrics.reject(exc.code)
+                raise api_error(exc, function.name) from exc
+
+    async def _attempt(
+        self, function: Function, call: Call, connection: Connection, wait_until_s: float, metrics: FunctionMetrics
+    ) -> None:
+        outcome = ERROR
+        async with self._dispatcher.lease(function.revision.id, wait_until_s) as lease:
+            try:
+                connection.start_kind = lease.start_kind
+                connection.limit_run(function.name, lease.run_from_s, function.spec.timeout_s)
+                reply = await lease.exchange(call)
+                outcome = OK if reply.function_error is None else FUNCTION_ERROR
+                now_s = trio.current_time()
+                head = reply_head(reply, lease, call, now_s)
+                if reply.stream is not None:
+                    length = _declared_length(reply.headers)
+                    outcome, whole = ERROR, outcome
+                    await connection.reply_stream(reply.status, head, length, reply.body, reply.stream)
+                    lease.finished()
+                    outcome = whole
+                    now_s = trio.current_time()
+            finally:
+                if outcome is ERROR:
+                    now_s = trio.current_time()
+                metrics.observe(lease.start_kind, outcome, now_s - lease.asked_s)
+        if reply.stream is None:
+            await connection.reply(reply.status, head, reply.body)
+
+
+def reply_head(reply: Reply, lease: Lease, call: Call, now_s: float) -> bytes:
+    """The answer's header lines: the function's, then how it was started and what its time went into (in ms)."""
+    lines = []
+    keep_length = call.method == b"HEAD"
+    for name, value in end_to_end(reply.headers):
+        if name.lower() not in _NOT_OURS or (keep_length and name.lower() == b"content-length"):
+            lines.append(b"%b: %b\r\n" % (name, value))
+    if lease.start_kind == "warm":  # by far the most frequent
+        timing = b"queue;dur=%.3f, run;dur=%.3f" % (
+            (lease.granted_s - lease.asked_s) * 1000,
+            (now_s - lease.run_from_s) * 1000,
+        )
+    else:
+        stages = [*lease.stages(), ("run", now_s - lease.run_from_s)]
+        timing = ", ".join([f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages]).encode()
+    lines.append(
+        b"x-poold-start: %b\r\nx-poold-invocation: %b\r\nserver-timing: %b\r\n"
+        % (lease.start_kind.encode(), call.id.encode(), timing)
+    )
+    if reply.function_error is not None:
+        lines.append(b"x-poold-function-error: %b\r\n" % _header_text(reply.function_error))
+    return b"".join(lines)
+
+
+def api_error(error: PoolError, function: str) -> ApiError:
+    """The answer for what went wrong with an invocation of `function`."""
+    if isinstance(error, Rejected):
+        status, code = _REJECTIONS[error.reason]
+        return ApiError(
+            status, code, f"{function}: {error.message}", hint=error.hint, retry_after_s=error.retry_after_s
+        )
+    if isinstance(error, StartError):
+        status = 503 if error.backend_fault else 502
+        answer = ApiError(status, error.code, error.message, hint=error.hint)
+        if error.log_tail:
+            answer.details = [{"log_tail": error.log_tail}]
+        return answer
+    if isinstance(error, CallRefused):
+        return ApiError(error.status, error.code, f"{function}: {error.message}", hint=error.hint)
+    if isinstance(error, BadAnswer):
+        return ApiError(502, error.code, f"{function}: {error.message}", hint=error.hint)
+    if isinstance(error, ExchangeError):
+        hint = error.hint or f"see what it printed: poolctl logs {function}"
+        return ApiError(502, error.code, f"{function}: the instance failed: {error.message}", hint=hint)
+    return ApiError(503, error.code, f"{function}: {error.message}", hint=error.hint)
+
+
+def _declared_length(headers: Headers) -> int | None:
+    for name, value in headers:
+        if len(name) == 14 and name.lower() == b"content-length" and value.isdigit():
+            return int(value)
+    return None
+
+
+def _header_text(text: str) -> bytes:
+    return " ".join(text.split()).encode("ascii", "replace")[:200]
