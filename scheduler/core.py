@@ -71,7 +71,7 @@ class Scheduler:
         admission = Admission(ledger)
         starts = Starts(ledger, admission)
         serving = Serving(ledger, admission, starts)
-        upkeep = Upkeep(ledger, starts, serving, self._draw)
+        upkeep = Upkeep(ledger, admission, starts, serving, self._draw)
         deployments = Deployments(ledger, starts, serving, upkeep)
         self._record = self.journal.record
         self._dispatch: dict[type[Any], Callable[[Any, float], list[Action]]] = {

@@ -250,9 +250,13 @@ class Ledger:
     # --- eviction -----------------------------------------------------------------------------------------
 
     def evictable(self, revision: Revision) -> int:
-        """How many of its idle instances stand above the floor."""
+        """How many of its idle instances stand above the floor, and are not wanted by its own queue (which
+        waits for a limit, else they would not be idle)."""
         idle = len(revision.idle) + len(revision.frozen)
-        return max(0, min(idle, revision.ready - revision.min_instances)) if idle else 0
+        if not idle:
+            return 0
+        wanted = -(-len(revision.queue) // revision.slots)
+        return max(0, min(idle - wanted, revision.ready - revision.min_instances))
 
     def eviction_rank(self, instance: Instance) -> tuple[float, int]:
         revision = instance.revision

@@ -41,8 +41,9 @@ class Journal:
 
     def __init__(self, entries: int, capture: Callable[[], State]) -> None:
         self._capture = capture
-        self._full = (entries + 1) // 2
-        self._soon = self._full * 3 // 4
+        self._keeps_older = entries > 1
+        self._full = max(entries // 2, min(entries, 1))
+        self._soon = max(self._full * 3 // 4, min(entries, 1))
         self._older: Segment | None = None
         self._younger = Segment(capture())
 
@@ -53,7 +54,7 @@ class Journal:
             if not self._full:
                 return
             if len(entries) >= self._full or type(event) is Ticked:
-                self._older = self._younger
+                self._older = self._younger if self._keeps_older else None
                 self._younger = Segment(self._capture())
                 entries = self._younger.entries
         entries.append((now, event))

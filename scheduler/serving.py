@@ -18,6 +18,7 @@ _IDLE = InstanceState.IDLE
 _FROZEN = InstanceState.FROZEN
 
 DRAINING_RETRY_S = 1.0
+NO_SHARE = "the limits leave this function nothing: all is reserved for others, or its tenant's limit is 0"
 FREEZE_AGAIN_S = 1.0  # shortest time to the next try where a freeze had to be put off
 
 
@@ -140,6 +141,8 @@ class Serving:
         host = self._host
         if host.draining:
             return Reject(invocation, RejectReason.DRAINING, DRAINING_RETRY_S, "the daemon is going down")
+        if self._admission.ceiling(revision) <= 0:
+            return Reject(invocation, RejectReason.CONCURRENCY_LIMIT, RETRY_UNKNOWN_S, NO_SHARE)
         if revision.ready or revision.starting:
             return None
         if revision.spec.memory_mb > host.memory_mb:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from scheduler.admission import RETRY_UNKNOWN_S, retry_after
+from scheduler.admission import RETRY_UNKNOWN_S, Admission, retry_after
 from scheduler.errors import InvariantError
 from scheduler.ledger import Ledger
 from scheduler.lifecycle import require
@@ -26,7 +26,7 @@ from scheduler.messages import (
 )
 from scheduler.model import InstanceState, RejectReason, StopReason
 from scheduler.records import Host, Instance, Revision, Waiter
-from scheduler.serving import FREEZE_AGAIN_S, Serving
+from scheduler.serving import FREEZE_AGAIN_S, NO_SHARE, Serving
 from scheduler.starts import Starts
 
 _S = InstanceState
@@ -38,11 +38,19 @@ class Upkeep:
     News of an instance that is gone (Died, Frozen, FreezeFailed, Thawed, Sampled) is ignored: observers lag.
     The answers to commands (Started, StartFailed, Stopped) must match what was asked, else InvariantError."""
 
-    def __init__(self, ledger: Ledger, starts: Starts, serving: Serving, draw: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        admission: Admission,
+        starts: Starts,
+        serving: Serving,
+        draw: Callable[[], float],
+    ) -> None:
         self._ledger = ledger
         self._host = ledger.host
         self._starts = starts
         self._serving = serving
+        self._admission = admission
         self._draw = draw
 
     def settle(self, revision: Revision, now: float, out: list[Action]) -> None:
@@ -61,11 +69,14 @@ class Upkeep:
         self._ledger.forget_if_gone(revision)
 
     def refuse_stranded(self, revision: Revision, now: float, out: list[Action]) -> None:
-        """Refuse the queue of a revision that has no instance, none starting and may start none."""
+        """Refuse the queue of a revision that has no instance, none starting and may start none, or that the
+        limits leave nothing."""
+        reject_all = self._serving.reject_all
+        if self._admission.ceiling(revision) <= 0:
+            reject_all(revision, RejectReason.CONCURRENCY_LIMIT, RETRY_UNKNOWN_S, NO_SHARE, out)
         if revision.ready or revision.starting:
             return
         breaker = revision.breaker
-        reject_all = self._serving.reject_all
         if revision.max_instances == 0:
             reject_all(revision, RejectReason.CONCURRENCY_LIMIT, None, "max_instances is 0", out)
         elif self._host.backend_down is not None:
@@ -300,8 +311,11 @@ class Upkeep:
                 self._starts.retire(instance, StopReason.EXPIRED, out)
                 self.settle(revision, now, out)
                 return
-            revision.held = True
-            expires_at = math.inf
+            if revision.queue:
+                expires_at = now + FREEZE_AGAIN_S
+            else:
+                revision.held = True
+                expires_at = math.inf
         due = min(expires_at, self._freeze(instance, now, out))
         aged_at = instance.age_at if now < instance.age_at else now + FREEZE_AGAIN_S
         self._ledger.timers.arm(instance, min(due, aged_at))
