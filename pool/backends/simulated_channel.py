@@ -124,11 +124,6 @@ class SimulatedChannel:
         at_end = bool(self._pieces) and self._due() <= trio.current_time()
         return self._closed or self._ended or at_end or self._inside.exited is not None
 
-    def hung_up(self) -> bool:
-        """See Channel.hung_up."""
-        at_end = bool(self._pieces) and self._pieces[0][1] is None and self._due() <= trio.current_time()
-        return self._ended or at_end or self._inside.exited is not None
-
     def close(self) -> None:
         """See Channel.close."""
         if not self._closed:
