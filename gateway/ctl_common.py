@@ -252,12 +252,14 @@ def print_error(message: str, *, hint: str = "", details: Sequence[dict[str, Any
 
 
 def detail_line(entry: dict[str, Any]) -> str:
-    """One of an error's details: "FILE:LINE: PATH: message", as far as they are known."""
+    """One of an error's details: "FILE:LINE: PATH: message (hint)", as far as they are known."""
     place = str(entry.get("source") or "")
     if entry.get("line"):
         place = f"{place}:{entry['line']}" if place else f"line {entry['line']}"
     parts = [place, str(entry.get("path") or ""), str(entry.get("message") or "")]
     shown = ": ".join(part for part in parts if part)
+    if entry.get("hint"):
+        shown += f" ({entry['hint']})"
     return shown or ("what it printed last:" if entry.get("log_tail") else "")
 
 

@@ -6,13 +6,13 @@ family and all its samples together.
 
 from __future__ import annotations
 
-import os
+import resource
 import time
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-import psutil
 import trio
 
 from scheduler.model import InstanceState, StartKind
@@ -84,6 +84,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.functions: dict[str, FunctionMetrics] = {}
+        self.started_s = time.time()
 
     def of(self, function: str) -> FunctionMetrics:
         """The counters of a deployed function; made on first use."""
@@ -149,7 +150,7 @@ def _lines(metrics: Metrics, functions: Sequence[FunctionGauges], host: HostGaug
             yield f'poold_rejected_total{{function="{name}",reason="{label(reason)}"}} {count}'
     yield from _functions(functions)
     yield from _host(host)
-    yield from _process()
+    yield from _process(metrics.started_s)
 
 
 def _outcomes(counters: Iterable[tuple[str, FunctionMetrics]]) -> Iterator[str]:
@@ -214,20 +215,15 @@ def _host(host: HostGauges) -> Iterator[str]:
         yield f"{name} {value}"
 
 
-def _process() -> Iterator[str]:
-    process = psutil.Process(os.getpid())
-    with process.oneshot():
-        cpu = process.cpu_times()
-        resident = process.memory_info().rss
-        started = process.create_time()
-        descriptors = process.num_fds()
+def _process(started_s: float) -> Iterator[str]:
+    proc = Path("/proc/self")
+    resident_pages = int((proc / "statm").read_text().split()[1])
     yield from _family("process_cpu_seconds_total", "counter", "CPU the daemon has used.")
-    yield f"process_cpu_seconds_total {cpu.user + cpu.system:.3f}"
+    yield f"process_cpu_seconds_total {time.process_time():.3f}"
     for name, help_text, value in (
-        ("process_resident_memory_bytes", "The daemon's resident memory.", resident),
-        ("process_start_time_seconds", "When the daemon started, since the epoch.", round(started, 3)),
-        ("process_open_fds", "File descriptors the daemon holds.", descriptors),
-        ("poold_scrape_time_seconds", "When this text was made, since the epoch.", round(time.time(), 3)),
+        ("process_resident_memory_bytes", "The daemon's resident memory.", resident_pages * resource.getpagesize()),
+        ("process_start_time_seconds", "When the daemon started, since the epoch.", round(started_s, 3)),
+        ("process_open_fds", "File descriptors the daemon holds.", len(list((proc / "fd").iterdir()))),
     ):
         yield from _family(name, "gauge", help_text)
         yield f"{name} {value}"
