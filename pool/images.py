@@ -108,7 +108,9 @@ class Images:
         except docker.errors.NotFound:
             return None
         except docker.errors.APIError as exc:
-            raise ArtifactError(f"{name!r} is not an image's name: {exc.explanation}") from exc
+            raise ArtifactError(
+                f"{name!r} is not an image's name: {exc.explanation}", hint="it is REPOSITORY[:TAG], in lower case"
+            ) from exc
 
     async def resolve(self, name: str, on_progress: OnProgress) -> Image:
         """Find it, or pull it. Raises ArtifactError, BackendUnavailable."""

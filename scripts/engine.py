@@ -130,10 +130,14 @@ class Engine:
 
     def kill(self) -> None:
         """End dockerd as a crash does: at once, leaving its containers running."""
-        pid = self._pid()
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-            self._wait_gone(pid)
+        # Its containerd ends with it; as long as nobody has reaped that, the next start would take it for alive.
+        containerd = self.directory / "exec/containerd/containerd.pid"
+        for pid in (self._pid(), self._pid(containerd)):
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                self._wait_gone(pid)
+        containerd.unlink(missing_ok=True)
 
     def restart(self) -> None:
         """Stop it and start it again on the same data."""
@@ -167,10 +171,10 @@ class Engine:
             arguments += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
         return arguments + self.extra
 
-    def _pid(self) -> int | None:
+    def _pid(self, path: Path | None = None) -> int | None:
         """The running dockerd of this directory. A pid that now belongs to something else does not count."""
         try:
-            pid = int(self.pid_path.read_text())
+            pid = int((path or self.pid_path).read_text())
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None
@@ -179,9 +183,9 @@ class Engine:
     def _wait_gone(self, pid: int) -> bool:
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
         while time.monotonic() < deadline_s:
-            if self._process is not None and self._process.pid == pid:
-                self._process.poll()  # a child of ours stays a zombie until it is waited for
             if not _alive(pid):
+                if self._process is not None and self._process.pid == pid:
+                    self._process.wait()
                 return True
             time.sleep(POLL_S)
         return False

@@ -48,14 +48,16 @@ EVENTS_KEPT = 1024  # unread events; then the engine's stream is read no further
 CLEAN_UP_S = 20.0  # for removing what a failed or cancelled start has made; recovery does the rest
 RECONCILE_EVERY_S = 30.0
 CODE_USER = "65534"
+OWN_NETWORK = "poold"
 
 
 class DockerBackend:
     """See pool.backends.base.Backend.
 
     `docker_host`, `cert_path`, `tls_verify`: where the engine is, else DOCKER_HOST, DOCKER_CERT_PATH and
-    DOCKER_TLS_VERIFY. `registry_auth`: see images.Credentials. `network_name`: poold's own bridge network is
-    named this and the daemon's id. `shares_files`: the engine sees this host's files; None: if its socket is here.
+    DOCKER_TLS_VERIFY. `registry_auth`: see images.Credentials. `network_name`: the docker network that "bridge"
+    stands for; by default poold's own, which has the daemon's id in its name. `shares_files`: the engine sees this
+    host's files; None: if its socket is here.
     """
 
     name = "docker"
@@ -69,14 +71,14 @@ class DockerBackend:
         cert_path: str | Path | None = None,
         tls_verify: bool | None = None,
         registry_auth: RegistryAuth = None,
-        network_name: str = "poold",
+        network_name: str = OWN_NETWORK,
         shares_files: bool | None = None,
     ) -> None:
         self.daemon_id = daemon_id
         self.state_dir = state_dir
         self._endpoint = (docker_host, cert_path, tls_verify)
         self._registry_auth = registry_auth
-        self._network_name = f"{network_name}-{short_id(daemon_id)}"
+        self._network_name = f"{OWN_NETWORK}-{short_id(daemon_id)}" if network_name == OWN_NETWORK else network_name
         self._shares_files = shares_files
         self._run_id = secrets.token_hex(4)
         self._version: dict[str, str] = {}

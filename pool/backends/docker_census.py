@@ -37,6 +37,7 @@ class Census:
         self._run_id = run_id
         self._report = report
         self._attach_again = attach_again
+        self.stray_after_s = STRAY_AFTER_S
         self._known: dict[str, DockerInstance] = {}  # by instance id, from before the create to the end of stop()
         self._left: dict[str, str] = {}  # found, and neither adopted nor removed yet: instance id -> container id
         self._looked = False  # find() has told about all that earlier runs left; what turns up later is a stray
@@ -179,7 +180,7 @@ class Census:
             ours = labels.get(LABEL_RUN) == self._run_id
             if instance_id in self._known or instance_id in self._left or not (ours or self._looked):
                 continue
-            if time.time() - float(row["Created"]) >= STRAY_AFTER_S:
+            if time.time() - float(row["Created"]) >= self.stray_after_s:
                 await self._thaw_and_remove(row["Id"])
                 removed += 1
         return removed

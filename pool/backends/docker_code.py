@@ -92,9 +92,9 @@ class CodeStore:
         if not self.shares_files:
             async with self._lock:
                 await self._engine.call(lambda client: self._remove_volumes(client, names))
-        if everything and self._userland is not None:
-            image_id, self._userland = self._userland[0], None
-            await self._engine.call(lambda client: _remove_image(client, image_id))
+        if everything:
+            self._userland = None
+            await self._engine.call(_remove_userlands)
 
     async def _fill(self, image_id: str, code_path: str, digest: str) -> str:
         name = f"poold-{short_id(self._daemon_id)}-code-{digest.removeprefix('sha256:')[:12]}-{self._run_id}"
@@ -165,12 +165,13 @@ def _import(client: APIClient, layout: Userland) -> str:
     return str(last["status"])
 
 
-def _remove_image(client: APIClient, image_id: str) -> None:
-    try:
-        _untyped(client).remove_image(image_id)
-    except docker.errors.APIError as exc:
-        if exc.status_code not in (404, 409):  # gone, or another daemon's containers use it
-            raise
+def _remove_userlands(client: APIClient) -> None:
+    for image in client.images(filters={"label": [LABEL_USERLAND]}):
+        try:
+            _untyped(client).remove_image(image["Id"])
+        except docker.errors.APIError as exc:
+            if exc.status_code not in (404, 409):  # gone, or containers of another daemon's use it
+                raise
 
 
 def _untyped(client: APIClient) -> Any:

@@ -15,7 +15,7 @@ _PERMANENT = (
         "the engine does not know the runtime",
         "set security.runtime to one of `docker info`",
     ),
-    ("invalid capability", "a capability in security.cap_add does not exist", "use names as in capabilities(7)"),
+    ("unknown capability", "a capability in security.cap_add does not exist", "use names as in capabilities(7)"),
     ("capability not supported", "a capability in security.cap_add does not exist", "use names as in capabilities(7)"),
     ("bind source path does not exist", "a host path to be mounted does not exist", "create it, or correct mounts"),
     ("duplicate mount point", "two mounts have the same target", "correct mounts"),

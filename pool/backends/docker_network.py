@@ -60,13 +60,19 @@ class Networks:
     def _existing(self, client: APIClient) -> list[dict[str, object]]:
         return [n for n in client.networks(names=[self._name]) if n["Name"] == self._name]
 
+    def _is_own(self, network: dict[str, object]) -> bool:
+        labels = network.get("Labels") or {}
+        return isinstance(labels, dict) and labels.get(LABEL_DAEMON) == self._daemon_id
+
     def _make(self, client: APIClient) -> None:
         for network in self._existing(client):
+            if not self._is_own(network):
+                return  # the administrator's choice
             options = network.get("Options") or {}
             if not (isinstance(options, dict) and options.items() >= NO_TRAFFIC_BETWEEN.items()):
                 raise BackendUnavailable(
                     f"the docker network {self._name} exists, and lets its containers reach each other",
-                    hint=f"docker network rm {self._name}, or set another name for poold's network",
+                    hint=f"docker network rm {self._name}: poold makes it again",
                 )
             return
         client.create_network(
@@ -79,8 +85,7 @@ class Networks:
 
     def _remove(self, client: APIClient) -> None:
         for network in self._existing(client):
-            labels = network.get("Labels") or {}
-            if not isinstance(labels, dict) or labels.get(LABEL_DAEMON) != self._daemon_id:
+            if not self._is_own(network):
                 continue
             try:
                 client.remove_network(str(network["Id"]))
