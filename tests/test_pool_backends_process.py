@@ -202,6 +202,25 @@ async def test_plain_processes_get_a_port_each_and_cannot_be_asked(
 
 
 @pytest.mark.trio
+async def test_instances_freeze_by_cgroup_v2_too(kind: ProcessKind, code: Path) -> None:
+    async with ProcessBackend(kind.daemon_id, kind.state_dir) as backend:
+        backend._parents = Parents.find(versions=(2,))
+        running = await backend.start(request(await make(backend, code), DAEMON=kind.daemon_id))
+        channel = await connect(running)
+        await running.freeze()
+        await ask(channel, b"wake up")
+        with trio.move_on_after(0.05) as limit:
+            await channel.receive()
+        assert limit.cancelled_caught
+        await running.thaw()
+        assert await answer(channel) == b"wake up"
+        channel.close()
+        await running.freeze()
+        await running.stop(1)
+    assert await trio.to_thread.run_sync(kind.leftovers) == []
+
+
+@pytest.mark.trio
 async def test_mounts_are_honoured(kind: ProcessKind, tmp_path: Path) -> None:
     for sandbox in ("bwrap", "unshare"):
         given, taken = tmp_path / "given", tmp_path / f"taken-{sandbox}"

@@ -80,6 +80,8 @@ class ProcessBackend:
         except BaseException:
             self._spawn.end()
             raise
+        if self._kind == "plain":
+            log.warning(self.isolation, **self._refusals)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -88,7 +90,7 @@ class ProcessBackend:
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as nursery:
                     for running in list(self._running.values()):
-                        nursery.start_soon(running.stop, 0.0)
+                        nursery.start_soon(_stop_at_once, running)
         finally:
             if self._spawn is not None:
                 self._spawn.end()
@@ -161,7 +163,7 @@ class ProcessBackend:
             await running.reach_code()
         except BaseException:
             with trio.CancelScope(shield=True):
-                await running.stop(0)
+                await _stop_at_once(running)
             raise
         return running
 
@@ -308,6 +310,13 @@ class ProcessBackend:
                 )
             undo.pop_all()
         return Spawned(process, os.pidfd_open(process.pid), out_read, err_read, cgroup)
+
+
+async def _stop_at_once(running: ProcessRunning) -> None:
+    try:
+        await running.stop(0)
+    except BackendUnavailable as exc:  # its cgroup is a leftover then, for find() to remove
+        log.error("an instance does not end", instance=running.instance_id, reason=exc.message)
 
 
 @contextlib.contextmanager

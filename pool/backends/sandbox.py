@@ -45,9 +45,9 @@ shift; ulimit -n "$n"; exec "$@\""""
 
 ISOLATION: dict[Kind, str] = {
     "bwrap": "bubblewrap: each instance has its own mounts (this host's userland, read-only), processes, IPC and "
-    "host name, a network of nothing but its own loopback, and no capability",
+    "host name, a network of nothing but its own loopback, and no capability; system calls are not filtered",
     "unshare": "unshare: each instance has its own mounts (this host's userland, read-only), processes, IPC and "
-    "host name, a network of nothing but its own loopback, and no capability",
+    "host name, a network of nothing but its own loopback, and no capability; system calls are not filtered",
     "plain": "nothing isolates instances: they are plain processes on this host's file system and network "
     "(install bubblewrap, or allow user namespaces)",
 }
