@@ -129,6 +129,7 @@ class Http1Connection:
     async def _feed(self) -> int:
         """Read once more of the body. Returns how many bytes came."""
         reader = self._reader
+        data = b""
         try:
             data = await self._channel.receive()
             if data:
@@ -138,7 +139,9 @@ class Http1Connection:
         except ChannelClosed as exc:
             raise ExchangeError("it reset the connection in the middle of its answer", sent=True) from exc
         except BadMessage as exc:
-            raise BadAnswer(f"the instance's answer: {exc.message}", sent=True) from exc
+            if data:
+                raise BadAnswer(f"the instance sent something that is {exc.message}", sent=True) from exc
+            raise ExchangeError("it closed the connection in the middle of its answer", sent=True) from exc
         return len(data)
 
     # --- with a body that is still being sent ---

@@ -262,6 +262,7 @@ async def test_death_at_every_point_of_an_answer_is_an_error(answer: bytes, rese
                 await whole_exchange(connection)
             assert raised.value.sent
             assert isinstance(raised.value, NoAnswer) == (end == 0)
+            assert not isinstance(raised.value, BadAnswer), "what breaks off is no garbage"
             assert not connection.reusable
 
 

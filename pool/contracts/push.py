@@ -111,21 +111,39 @@ class PushSession:
 
         Servers close connections that rest, perhaps just now: a request that may be sent twice then is.
         """
-        connection = self._take_idle()
+        rested = connection = self._take_idle()
         if connection is None:
-            return await self._ask_on(await self._dial(), request, stream, chunked, method)
+            connection = await self._dial()
+        done = False
+        self._busy.add(connection)
         try:
-            return await self._ask_on(connection, request, stream, chunked, method)
-        except NoAnswer:
-            if method not in SAFE_METHODS or stream is not None or not self.open_:
+            reader = await connection.exchange(request, stream, chunked=chunked, head_only=method == b"HEAD")
+            done = True
+        except NoAnswer as exc:
+            if rested is None or method not in SAFE_METHODS or stream is not None or not self.open_:
                 raise
-            try:
-                connection = await self._dial()
-            except ExchangeError:
-                connection = None
-            if connection is None:
-                raise  # it did not close a connection, it died
-        return await self._ask_on(connection, request, None, False, method)
+            lost = exc
+        finally:
+            if not done:
+                self.drop(connection)
+        if done:
+            return reader, connection
+        return await self._ask_again(request, method, lost)
+
+    async def _ask_again(self, request: bytes, method: bytes, lost: NoAnswer) -> tuple[ResponseReader, Http1Connection]:
+        try:
+            connection = await self._dial()
+        except ExchangeError:
+            raise lost from None  # it did not close a connection, it died
+        done = False
+        self._busy.add(connection)
+        try:
+            reader = await connection.exchange(request, None, head_only=method == b"HEAD")
+            done = True
+        finally:
+            if not done:
+                self.drop(connection)
+        return reader, connection
 
     async def ask_shortly(self, request: bytes, method: bytes) -> ResponseReader:
         """Send a request whose answer's body is of no interest (a probe, a hook). Raises ExchangeError, BadAnswer."""
@@ -140,19 +158,6 @@ class PushSession:
             else:
                 self.drop(connection)
         return reader
-
-    async def _ask_on(
-        self, connection: Http1Connection, request: bytes, stream: BodySource | None, chunked: bool, method: bytes
-    ) -> tuple[ResponseReader, Http1Connection]:
-        done = False
-        self._busy.add(connection)
-        try:
-            reader = await connection.exchange(request, stream, chunked=chunked, head_only=method == b"HEAD")
-            done = True
-        finally:
-            if not done:
-                self.drop(connection)
-        return reader, connection
 
     async def after_freeze(self) -> None:
         """The code is frozen: replace the connections by one that it has not seen yet. See Session.after_freeze."""

@@ -223,7 +223,7 @@ class ResponseReader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.error = BadMessage("the answer switches protocols, which nobody asked for")
+            self.error = BadMessage("an answer that switches protocols, which nobody asked for")
         except httptools.HttpParserError as exc:
             if self.done:
                 self.keep_alive = False
@@ -281,7 +281,7 @@ class ResponseReader:
         self.status = status = parser.get_status_code()
         if status < 200:
             if status == 101:
-                self.error = BadMessage("the answer switches protocols, which nobody asked for")
+                self.error = BadMessage("an answer that switches protocols, which nobody asked for")
             return
         limits = self._limits
         if len(self.headers) > limits.header_count or self._bytes > limits.header_bytes:
