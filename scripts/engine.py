@@ -65,7 +65,7 @@ class Engine:
     """One dockerd with all its state in `directory`.
 
     `extra` are further dockerd arguments, for example a TCP listener. With `own_rules` False it leaves the host's
-    packet filter and default bridge alone, for a second engine beside another one.
+    packet filter alone, for a second engine beside another one; it should then run containers without a network.
     """
 
     def __init__(self, directory: str | Path, *, extra: Sequence[str] = (), own_rules: bool = True) -> None:
@@ -168,7 +168,8 @@ class Engine:
             f"--host={self.url}",
         ]
         if not self.own_rules:
-            arguments += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
+            # Not --bridge=none: that would delete the docker0 of the other engine.
+            arguments += ["--iptables=false", "--ip6tables=false"]
         return arguments + self.extra
 
     def _pid(self, path: Path | None = None) -> int | None:
