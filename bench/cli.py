@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO
 
 import click
@@ -154,12 +156,26 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(Text(text))
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block in order too: what it started would outlive us."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _finish(
     measure: Callable[[Callable[[str], None]], dict[str, Any]], show: Callable[[dict[str, Any]], None], as_json: bool
 ) -> dict[str, Any]:
     """Run a measurement, say what went wrong as a sentence, print the result."""
     try:
-        with _progress() as tell:
+        with _terminable(), _progress() as tell:
             result = measure(tell)
     except ClientError as exc:
         raise click.ClickException(exc.message + (f"\nhint: {exc.hint}" if exc.hint else "")) from None
@@ -206,6 +222,7 @@ def _function(command: Callable[..., None]) -> Callable[..., None]:
 @main.command("start")
 @_function
 @_backend
+@click.option("--settle", type=click.FloatRange(0), default=0.2, show_default=True, help="Seconds of rest before each.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture here (PNG).")
 def start_command(
     function: Path | None,
@@ -216,6 +233,7 @@ def start_command(
     host: str | None,
     backend: str,
     as_json: bool,
+    settle: float,
     plot: Path | None,
 ) -> None:
     """Measure each kind of start of FUNCTION beside a plain create + start + first answer without poold.
@@ -230,7 +248,9 @@ def start_command(
     """
     body_bytes = body.encode() if body is not None else None
     work_of = start.builtin_or(function, method, target, body_bytes)
-    result = _finish(lambda tell: start.run(work_of, host, backend, samples, tell), start.show, as_json)
+    result = _finish(
+        lambda tell: start.run(work_of, host, backend, start.Course(samples, settle), tell), start.show, as_json
+    )
     if plot is not None:
         try:
             draw(result, plot)

@@ -127,7 +127,9 @@ def own_poold(backend: str) -> Iterator[Poold]:
     directory.chmod(0o711)  # instances run as nobody and must reach their code
     log_path = directory / "poold.log"
     host = f"unix://{directory}/poold.sock"
-    command = [sys.executable, "-m", "gateway.daemon", "--state-dir", f"{directory}/state"]
+    config = directory / "poold.toml"
+    config.write_text("")  # the defaults, whatever this host's own poold is told in /etc
+    command = [sys.executable, "-m", "gateway.daemon", "--config", str(config), "--state-dir", f"{directory}/state"]
     command += ["--socket", f"{directory}/poold.sock", "--listen", "127.0.0.1:0", "--backend", backend]
     try:
         with log_path.open("wb") as log:

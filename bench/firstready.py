@@ -41,7 +41,7 @@ def measure(
             if (number + turn) % 2:
                 deployed.append(deploy_ms(poold, work, number))
             else:
-                started.append(plain.sample().total_ms)
+                started.append(plain.sample())
             _at_rest(poold)
     return deployed, started
 

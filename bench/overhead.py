@@ -15,6 +15,7 @@ from typing import Any
 
 from bench import load, report, workload
 from bench.daemon import Poold, poold_to_measure
+from bench.engine import Engine
 from bench.target import Plan
 from pool.spec import PoolSpec
 
@@ -78,7 +79,7 @@ def order_of(round_number: int) -> tuple[str, ...]:
 
 def one(url: str, connections: int, duration_s: float, series: Series) -> None:
     """One measurement. Raises TargetFailed."""
-    outcome = load.run(Plan(url=url, connections=connections, duration_s=duration_s))
+    outcome = Engine(Plan(url=url, connections=connections, duration_s=duration_s)).run()  # a Ctrl-C ends the whole run
     if outcome.errors or not outcome.answers:
         errors = ", ".join(f"{kind} {count}" for kind, count in outcome.errors.items()) or "no answers"
         raise TargetFailed(f"{url} failed under load: {errors}")

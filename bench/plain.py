@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,13 +28,13 @@ from pool.backends.process import ProcessBackend
 from pool.channel import Channel
 from pool.contracts.registry import CONTRACTS
 from pool.errors import ChannelClosed, PoolError
-from pool.spec import FunctionSpec, make_revision
+from pool.netns import can_enter
+from pool.nschild import CLONE_NEWNET, setns
+from pool.spec import FunctionSpec, Revision, make_revision
 
 LABEL_BENCH = "io.poold.bench"
 TIMEOUT_S = 120
 POLL_S = 0.002
-AGAIN = 10  # further questions to the plain one, for the function's own time
-PAUSE_S = 0.005  # before each: what is compared comes after a pause too, with caches as cold
 COPIED = ("Image", "Cmd", "Entrypoint", "Env", "User", "WorkingDir")
 
 
@@ -41,60 +42,75 @@ class PlainFailed(Exception):
     """The plain start did not come to an answer."""
 
 
-@dataclass(slots=True)
-class PlainSample:
-    """One plain start, in milliseconds."""
-
-    total_ms: float  # from the decision to create to the end of the first answer
-    first_ms: float  # the first answer alone, over a connection that stood
-    again_ms: list[float] = field(default_factory=list)  # further answers
-
-
 class Plain(Protocol):
-    """Something that can be started and asked by hand."""
+    """Something that can be started and asked by hand. All times are milliseconds; all raise PlainFailed."""
 
     def describe(self) -> str:
         """One line for people."""
 
-    def sample(self) -> PlainSample:
-        """Start one, ask it, end it. Raises PlainFailed."""
+    def sample(self) -> float:
+        """Create + start + first answer; then it is ended."""
+
+    def first(self, settle_s: float) -> float:
+        """The first answer alone, of one that has been started, connected to, and left alone for so long."""
+
+    def ask(self) -> float:
+        """One answer of one that stays: the function's own time."""
 
 
-def ask_until_it_listens(target: Target, work: Workload, began_s: float) -> PlainSample:
-    """From `began_s` on the performance counter to the first answer and some more. Raises PlainFailed."""
-    asker = Asker(target, TIMEOUT_S)
-    ask = work.ask
-    try:
-        while True:
+def connect_when_it_listens(asker: Asker) -> None:
+    """Raises PlainFailed."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return asker.connect()
+        except OSError as exc:
+            if time.monotonic() > deadline_s:
+                raise PlainFailed(f"a plain start did not listen in {TIMEOUT_S:g} s: {exc}") from None
+            time.sleep(POLL_S)
+
+
+@dataclass(frozen=True, slots=True)
+class InsideTarget(Target):
+    """A port on the loopback interface of the network namespace that process `pid` is in."""
+
+    pid: int = 0
+
+    def open(self) -> socket.socket:
+        """See Target. Entered by a thread of its own, as it could not be sure to come back."""
+        found: list[socket.socket | OSError] = []
+        thread = threading.Thread(target=self._enter, args=(found,))
+        thread.start()
+        thread.join()
+        (result,) = found
+        if isinstance(result, OSError):
+            raise result
+        result.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return result
+
+    def _enter(self, found: list[socket.socket | OSError]) -> None:
+        try:
+            fd = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                asker.connect()
-                first = asker.ask(ask.method, ask.path, ask.body, ask.headers)
-                break
-            except (OSError, NoAnswer) as exc:
-                if time.perf_counter() - began_s > TIMEOUT_S:
-                    raise PlainFailed(f"a plain start did not answer in {TIMEOUT_S:g} s: {exc}") from None
-                time.sleep(POLL_S)
-        total_ms = (time.perf_counter() - began_s) * 1000
-        again = []
-        for _ in range(AGAIN):
-            time.sleep(PAUSE_S)
-            again.append(asker.ask(ask.method, ask.path, ask.body, ask.headers).latency_ms)
-        return PlainSample(total_ms, first.latency_ms, again)
-    except NoAnswer as exc:
-        raise PlainFailed(f"a plain start answered once and then not: {exc}") from None
-    finally:
-        asker.close()
+                setns(fd, CLONE_NEWNET)
+            finally:
+                os.close(fd)
+            found.append(socket.socket(self.family, socket.SOCK_STREAM))
+        except OSError as exc:
+            found.append(exc)
 
 
 class PlainContainer:
-    """By the Docker engine: the very configuration of an instance's container, under another name, on the engine's
-    default bridge, by which it can be asked. What `docker run` costs."""
+    """By the Docker engine: the very configuration of an instance's container, under another name. What `docker run`
+    costs."""
 
     def __init__(self, work: Workload, port: int, instance_id: str) -> None:
         """Copies the container of a live instance. Raises PlainFailed."""
         self._work = work
         self._port = port
         self._mark = uuid.uuid4().hex[:12]
+        self._standing: Asker | None = None
+        self._stack = contextlib.ExitStack()  # ends what stands
         try:
             self._client = docker.DockerClient.from_env(timeout=TIMEOUT_S)
             found = self._client.containers.list(filters={"label": f"{LABEL_INSTANCE}={instance_id}"})
@@ -102,37 +118,74 @@ class PlainContainer:
             raise PlainFailed(f"the Docker engine does not answer the benchmark: {exc}") from None
         if not found:
             raise PlainFailed("poold's containers are not on the engine of DOCKER_HOST: it must be the same engine")
+        self._api: Any = self._client.api  # some of its methods have no types
         shown = found[0].attrs
         self._config: dict[str, Any] = {key: shown["Config"][key] for key in COPIED}
         self._config["Labels"] = {LABEL_BENCH: self._mark}
         self._config["Healthcheck"] = {"Test": ["NONE"]}
-        self._config["HostConfig"] = {**shown["HostConfig"], "NetworkMode": "bridge"}
+        self._config["HostConfig"] = dict(shown["HostConfig"])
+        self._network = str(shown["HostConfig"]["NetworkMode"])
+        if self._network == "none" and not can_enter():
+            self._network = self._config["HostConfig"]["NetworkMode"] = "bridge"
 
     def describe(self) -> str:
         """See Plain."""
-        return "create + start + first answer through the Docker engine, same image, mounts and limits, on its bridge"
+        same = "same image, mounts and limits"
+        return f"create + start + first answer through the Docker engine, {same}, network {self._network}"
 
-    def sample(self) -> PlainSample:
+    def sample(self) -> float:
         """See Plain."""
-        api: Any = self._client.api  # some of its methods have no types
-        made = ""
+        began_s = time.perf_counter()
+        with self._started() as asker:
+            self._exchange(asker)
+            return (time.perf_counter() - began_s) * 1000
+
+    def first(self, settle_s: float) -> float:
+        """See Plain."""
+        with self._started() as asker:
+            time.sleep(settle_s)
+            return self._exchange(asker)
+
+    def ask(self) -> float:
+        """See Plain."""
+        if self._standing is None:
+            self._standing = self._stack.enter_context(self._started())
+        return self._exchange(self._standing)
+
+    @contextlib.contextmanager
+    def _started(self) -> Iterator[Asker]:
+        """A new container's connection; the container is removed at the end. What fails is removed by close()."""
         try:
-            began_s = time.perf_counter()
-            made = str(api.create_container_from_config(self._config)["Id"])
-            api.start(made)
-            networks = api.inspect_container(made)["NetworkSettings"]["Networks"]
-            address = str(next(iter(networks.values()))["IPAddress"])
-            target = Target(socket.AF_INET, (address, self._port), f"{address}:{self._port}", "/")
-            return ask_until_it_listens(target, self._work, began_s)
+            made = str(self._api.create_container_from_config(self._config)["Id"])
+            self._api.start(made)
+            asker = Asker(self._target(self._api.inspect_container(made)), TIMEOUT_S)
         except (docker.errors.DockerException, requests.RequestException) as exc:
             raise PlainFailed(f"a plain container did not start: {exc}") from None
+        try:
+            connect_when_it_listens(asker)
+            yield asker
         finally:
-            if made:
-                with contextlib.suppress(docker.errors.DockerException):
-                    api.remove_container(made, force=True, v=True)
+            asker.close()
+            with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
+                self._api.remove_container(made, force=True, v=True)
+
+    def _exchange(self, asker: Asker) -> float:
+        ask = self._work.ask
+        try:
+            return asker.ask(ask.method, ask.path, ask.body, ask.headers).latency_ms
+        except NoAnswer as exc:
+            raise PlainFailed(f"a plain container did not answer: {exc}") from None
+
+    def _target(self, shown: dict[str, Any]) -> Target:
+        if self._network == "none":
+            place = ("127.0.0.1", self._port)
+            return InsideTarget(socket.AF_INET, place, f"127.0.0.1:{self._port}", "/", pid=int(shown["State"]["Pid"]))
+        address = str(next(iter(shown["NetworkSettings"]["Networks"].values()))["IPAddress"])
+        return Target(socket.AF_INET, (address, self._port), f"{address}:{self._port}", "/")
 
     def close(self) -> None:
-        """Remove what may be left."""
+        """Remove what is left."""
+        self._stack.close()
         with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
             for container in self._client.containers.list(all=True, filters={"label": f"{LABEL_BENCH}={self._mark}"}):
                 container.remove(force=True, v=True)
@@ -149,6 +202,8 @@ class PlainProcess:
         self._token: trio.lowlevel.TrioToken | None = None
         self._stop: trio.Event | None = None
         self._backend: ProcessBackend | None = None
+        self._revision: Revision | None = None
+        self._standing: Channel | None = None
         self._problems: list[PoolError] = []
         self._thread = threading.Thread(target=trio.run, args=(self._serve,), name="plain-process")
         self._thread.start()
@@ -162,10 +217,14 @@ class PlainProcess:
             with tempfile.TemporaryDirectory(prefix="poolbench-") as name:
                 async with ProcessBackend(f"bench-{uuid.uuid4().hex[:8]}", Path(name)) as backend:
                     self._backend = backend
+                    artifact = await backend.resolve(self._work.spec, str(self._work.code), lambda text: None)
+                    self._revision = make_revision(self._work.spec, artifact)
                     self._token = trio.lowlevel.current_trio_token()
                     self._stop = trio.Event()
                     self._ready.set()
                     await self._stop.wait()
+                    if self._standing is not None:
+                        self._standing.close()
         except PoolError as exc:
             self._problems.append(exc)
         finally:
@@ -175,53 +234,68 @@ class PlainProcess:
         """See Plain."""
         return "spawn in the same sandbox + first answer, by the process backend without a pool"
 
-    def sample(self) -> PlainSample:
+    def sample(self) -> float:
         """See Plain."""
+        return self._call(self._sample)
+
+    def first(self, settle_s: float) -> float:
+        """See Plain."""
+        return self._call(lambda: self._first(settle_s))
+
+    def ask(self) -> float:
+        """See Plain."""
+        return self._call(self._ask)
+
+    def _call(self, step: Callable[[], Awaitable[float]]) -> float:
         try:
-            return trio.from_thread.run(self._sample, trio_token=self._token)
+            return trio.from_thread.run(step, trio_token=self._token)
         except (PoolError, ChannelClosed) as exc:
             raise PlainFailed(f"a plain process did not answer: {exc}") from None
 
-    async def _sample(self) -> PlainSample:
-        spec, backend = self._work.spec, self._backend
+    async def _ask(self) -> float:
+        if self._standing is None:
+            _, self._standing = await self._start()  # the process ends with the backend
+        return await self._exchange(self._standing)
+
+    async def _first(self, settle_s: float) -> float:
+        running, channel = await self._start()
+        await trio.sleep(settle_s)
+        latency_ms = await self._exchange(channel)
+        channel.close()
+        await running.stop(0.0)
+        return latency_ms
+
+    async def _sample(self) -> float:
+        began_s = time.perf_counter()
+        running, channel = await self._start()
+        await self._exchange(channel)
+        total_ms = (time.perf_counter() - began_s) * 1000
+        channel.close()
+        await running.stop(0.0)
+        return total_ms
+
+    async def _start(self) -> tuple[Running, Channel]:
+        """A new process and the connection to it. What fails is ended with the backend."""
+        spec, backend, revision = self._work.spec, self._backend, self._revision
         assert backend is not None
-        artifact = await backend.resolve(spec, str(self._work.code), lambda text: None)
-        revision = make_revision(spec, artifact)
+        assert revision is not None
         contract = CONTRACTS[spec.contract]
         instance_id = f"plain-{uuid.uuid4().hex[:8]}"
-        env = {**contract.environment(spec, instance_id, self._port), **spec.env}
         request = StartRequest(
             instance_id=instance_id,
             revision=revision,
-            env=env,
+            env={**contract.environment(spec, instance_id, self._port), **spec.env},
             port=self._port,
             on_output=_unheard,
             code_target=contract.code_target,
         )
-        began_s = time.perf_counter()
         running = await backend.start(request)
-        try:
-            channel = await self._dial(running, began_s)
-            try:
-                first_ms = await self._exchange(channel)
-                total_ms = (time.perf_counter() - began_s) * 1000
-                again = []
-                for _ in range(AGAIN):
-                    await trio.sleep(PAUSE_S)
-                    again.append(await self._exchange(channel))
-                return PlainSample(total_ms, first_ms, again)
-            finally:
-                channel.close()
-        finally:
-            with trio.CancelScope(shield=True):
-                await running.stop(0.0)
-
-    async def _dial(self, running: Running, began_s: float) -> Channel:
+        deadline_s = trio.current_time() + TIMEOUT_S
         while True:
             try:
-                return await running.dial(self._port)
+                return running, await running.dial(self._port)
             except ChannelClosed:
-                if running.exited is not None or time.perf_counter() - began_s > TIMEOUT_S:
+                if running.exited is not None or trio.current_time() > deadline_s:
                     raise
                 await trio.sleep(POLL_S)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from bench import report, workload
 from bench.asker import Asker, NoAnswer
 from bench.daemon import DaemonFailed, Poold, poold_to_measure
-from bench.plain import Plain, plain_start
+from bench.plain import plain_start
 from bench.workload import Workload
 from pool.spec import PoolSpec
 
@@ -51,6 +51,15 @@ ROWS = (
     Row("cold", "cold", PoolSpec(min=0, max=1, freeze_after_s=None, max_uses=1), "", False, True),
 )
 PLAIN = "plain start"
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How it is measured: so many rounds, and so long a rest before each sample. A pre-started instance has mostly
+    been there for a while; right after its start the engine still has something to do."""
+
+    samples: int
+    settle_s: float
 
 
 @dataclass(slots=True)
@@ -137,7 +146,7 @@ class Kind:
         self._asker.close()
 
 
-def measure(poold: Poold, work: Workload, backend: str, samples: int, tell: OnProgress) -> tuple[Measured, str]:
+def measure(poold: Poold, work: Workload, backend: str, course: Course, tell: OnProgress) -> tuple[Measured, str]:
     """Rounds of one sample of each kind and one plain start, each when everything else is at rest."""
     measured = Measured()
     with contextlib.ExitStack() as stack:
@@ -152,33 +161,32 @@ def measure(poold: Poold, work: Workload, backend: str, samples: int, tell: OnPr
             measured.rows[kind.row.name] = kind.samples
         (model,) = poold.wait(kinds[0].spec.name, kinds[0].settled)
         plain = stack.enter_context(plain_start(work, backend, model["id"]))
-        for round_number in range(samples):
+        plain.ask()  # its first answer is another matter
+        for round_number in range(course.samples):
             shift = round_number % len(kinds)
             for kind in kinds[shift:] + kinds[:shift]:
-                tell(f"round {round_number + 1} of {samples}: {kind.row.name}")
-                _rest(poold, kinds)
+                tell(f"round {round_number + 1} of {course.samples}: {kind.row.name}")
+                _rest(poold, kinds, course.settle_s)
                 kind.sample()
-            tell(f"round {round_number + 1} of {samples}: {PLAIN}")
-            _rest(poold, kinds)
-            _sample_plain(plain, measured)
+            tell(f"round {round_number + 1} of {course.samples}: {PLAIN}")
+            _rest(poold, kinds, course.settle_s)
+            measured.own_ms.append(plain.ask())
+            _rest(poold, kinds, course.settle_s)
+            measured.plain_ms.append(plain.sample())
+            _rest(poold, kinds, 0.0)
+            measured.own_first_ms.append(plain.first(course.settle_s))
         return measured, plain.describe()
 
 
-def _rest(poold: Poold, kinds: list[Kind]) -> None:
+def _rest(poold: Poold, kinds: list[Kind], settle_s: float) -> None:
     """Wait until no pool has anything to do: a refill would be measured along with the sample."""
     for kind in kinds:
         poold.wait(kind.spec.name, kind.settled)
-
-
-def _sample_plain(plain: Plain, measured: Measured) -> None:
-    sample = plain.sample()
-    measured.plain_ms.append(sample.total_ms)
-    measured.own_first_ms.append(sample.first_ms)
-    measured.own_ms.append(statistics.median(sample.again_ms))
+    time.sleep(settle_s)
 
 
 def run(
-    work_of: Callable[[Path], Workload], host: str | None, backend: str, samples: int, tell: OnProgress
+    work_of: Callable[[Path], Workload], host: str | None, backend: str, course: Course, tell: OnProgress
 ) -> dict[str, Any]:
     """The whole measurement. Raises NoSample, NoAnswer, PlainFailed, BadWorkload, DaemonFailed, ClientError."""
     with tempfile.TemporaryDirectory(prefix="poolbench-") as name:
@@ -188,8 +196,8 @@ def run(
         tell("starting poold")
         with poold_to_measure(host, backend) as poold:
             facts = poold.facts()
-            measured, plain = measure(poold, work, facts["backend"], samples, tell)
-            return as_result(work.spec.name, report.machine(**facts), measured, samples, plain)
+            measured, plain = measure(poold, work, facts["backend"], course, tell)
+            return as_result(work.spec.name, report.machine(**facts), measured, course, plain)
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -200,7 +208,9 @@ def summary(values: list[float]) -> dict[str, float]:
     return {**found, "max": round(max(values), 4)}
 
 
-def as_result(function: str, facts: dict[str, Any], measured: Measured, samples: int, plain_is: str) -> dict[str, Any]:
+def as_result(
+    function: str, facts: dict[str, Any], measured: Measured, course: Course, plain_is: str
+) -> dict[str, Any]:
     """The JSON. `above_own_ms`: at p50 and p99, more than the function itself takes for such an answer."""
     plain = summary(measured.plain_ms)
     own = {"first": summary(measured.own_first_ms), "later": summary(measured.own_ms)}
@@ -224,7 +234,8 @@ def as_result(function: str, facts: dict[str, Any], measured: Measured, samples:
         "start",
         facts,
         function=function,
-        samples=samples,
+        samples=course.samples,
+        settle_s=course.settle_s,
         plain={"is": plain_is, "latency_ms": plain, "samples_ms": [round(value, 4) for value in measured.plain_ms]},
         own_ms=own,
         rows=rows,

@@ -63,7 +63,7 @@ def builtin(directory: Path) -> Workload:
     bootstrap.chmod(0o755)
     code.chmod(0o755)
     spec = FunctionSpec(
-        name="bench", code="builtin", contract="web", port=PORT, network="none", memory_mb=64, queue=QueueSpec(max=1000)
+        name="bench", code="builtin", contract="web", port=PORT, network="none", memory_mb=32, queue=QueueSpec(max=1000)
     )
     return Workload(spec, directory, Ask("GET", "/"))
 
