@@ -153,6 +153,21 @@ async def test_an_interpreter_that_does_not_exist(kind: ProcessKind, variant: Va
         assert not backend._running
 
 
+@every_variant
+@pytest.mark.trio
+async def test_a_start_given_up_at_any_moment_leaves_nothing(kind: ProcessKind, variant: Variant, code: Path) -> None:
+    async with opened(kind, variant) as backend:
+        revision = await make(backend, code)
+        for step in range(12):
+            running = None
+            with trio.move_on_after(0.002 * step):
+                running = await backend.start(request(revision, f"i{step}", DAEMON=kind.daemon_id))
+            if running is not None:
+                await running.stop(0)
+        assert await trio.to_thread.run_sync(kind.leftovers) == []
+        assert not backend._running
+
+
 @pytest.mark.trio
 async def test_a_bootstrap_spoiled_after_the_deploy_is_a_start_error(kind: ProcessKind, code: Path) -> None:
     async with opened(kind, VARIANTS[0]) as backend:

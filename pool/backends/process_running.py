@@ -228,6 +228,8 @@ class ProcessRunning:
     async def _kill(self) -> None:
         if self._cgroup is not None:
             await self._cgroup.kill_all()
+        elif self._enclosed and self._init_fd < 0 and self._exited is None:
+            await self._hold_init()
         if not self._enclosed and self._exited is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -241,6 +243,18 @@ class ProcessRunning:
                 await trio.lowlevel.wait_readable(self._init_fd)
         if limit.cancelled_caught:
             raise BackendUnavailable(f"{self._instance_id}: process {self._process.pid} does not end when killed")
+
+    async def _hold_init(self) -> None:
+        """Given up while the sandbox was being set up, with no cgroup to find it by: its first process may not be tied
+        to its parent yet and would live on. Stop the parent, so that it forks no more, then look for the child."""
+        _signal(self._pidfd, signal.SIGSTOP)
+        with trio.move_on_after(END_TIMEOUT_S):
+            while self._exited is None and _state(self._process.pid) not in ("T", "Z", ""):
+                with trio.move_on_after(CODE_POLL_S):
+                    await self._ended.wait()
+        with contextlib.suppress(OSError):
+            if init := _child(self._process.pid):
+                self._init_fd = os.pidfd_open(init)
 
     def _release(self) -> None:
         self._removed = True
@@ -310,6 +324,13 @@ def _alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a zombie has none
     return False
+
+
+def _state(pid: int) -> str:
+    """The letter of proc(5); "" when it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
 
 
 def _signal(pidfd: int, number: signal.Signals) -> bool:
