@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from urllib.parse import unquote
 
 import structlog
@@ -15,6 +16,7 @@ from gateway.registry import Function, Registry
 from gateway.request import Request
 from gateway.router import NoMatch, Router
 from pool.contracts.base import Call
+from pool.wire.http1 import RequestMessage
 
 log = structlog.get_logger("poold.access")
 
@@ -38,18 +40,30 @@ class App:
         self._admin_on_tcp = http.admin_on_tcp
         self._log_requests = http.access_log
 
-    async def answer(self, request: Request, connection: Connection) -> None:
-        """Answer one request on its connection. Raises ApiError, ClientGone."""
-        if self._log_requests:
-            await self._answer_logged(request, connection)
-        else:
-            await self._answer(request, connection)
+    def answer(self, message: RequestMessage, connection: Connection) -> Awaitable[None]:
+        """Answer one request on its connection. Raises ApiError, ClientGone, here or when awaited.
 
-    async def _answer_logged(self, request: Request, connection: Connection) -> None:
+        No coroutine of its own: on the invocation path each one is run through at every step.
+        """
+        if self._log_requests:
+            return self._answer_logged(message, connection)
+        return self._find(message, connection)
+
+    def _find(self, message: RequestMessage, connection: Connection) -> Awaitable[None]:
+        target = message.target
+        if target.startswith(PASS_THROUGH):
+            return self._pass_through(message, connection)
+        if target.startswith(FUNCTIONS):
+            path = target.partition(b"?")[0]
+            if path.endswith(INVOKE) and path.count(b"/") == 4:
+                return self._invoke(path, message, connection)
+        return self._route(message, connection)
+
+    async def _answer_logged(self, message: RequestMessage, connection: Connection) -> None:
         began_s = trio.current_time()
         status = 499  # what nginx calls it when the client went first
         try:
-            await self._answer(request, connection)
+            await self._find(message, connection)
             status = connection.status
         except ApiError as exc:
             status = exc.status
@@ -57,63 +71,56 @@ class App:
         finally:
             log.info(
                 "request",
-                method=request.method.decode("ascii", "replace"),
-                target=request.target.decode("ascii", "replace"),
-                client=request.client_ip.decode() or "unix",
+                method=message.method.decode("ascii", "replace"),
+                target=message.target.decode("ascii", "replace"),
+                client=connection.client_ip.decode() or "unix",
                 status=status,
                 start=connection.start_kind or None,
                 took_ms=round((trio.current_time() - began_s) * 1000, 3),
             )
 
-    async def _answer(self, request: Request, connection: Connection) -> None:
-        path = request.path
-        if path.startswith(PASS_THROUGH):
-            await self._pass_through(request, connection)
-        elif path.startswith(FUNCTIONS) and path.endswith(INVOKE) and path.count(b"/") == 4:
-            await self._invoke(request, connection)
+    def _pass_through(self, message: RequestMessage, connection: Connection) -> Awaitable[None]:
+        whole = message.target
+        cut = whole.find(b"/", 4)
+        asked = whole.find(b"?", 4)
+        if asked >= 0 and (cut < 0 or asked < cut):
+            cut = asked  # a query right after the name
+        if cut < 0:
+            base, target = whole, b"/"
         else:
-            await self._route(request, connection)
-
-    async def _pass_through(self, request: Request, connection: Connection) -> None:
-        path = request.path
-        end = path.find(b"/", 4)
-        if end < 0:
-            end = len(path)
-        function = self._function(path[4:end])
-        target = request.target[end:]
-        if not target.startswith(b"/"):
-            target = b"/" + target
+            base, target = whole[:cut], whole[cut:] if cut != asked else b"/" + whole[cut:]
+        function = self._function(base[4:])
         call = Call(
             self._invoker.new_id(),
-            request.method,
+            message.method,
             target,
-            request.headers,
-            request.body,
-            self._body(request, function),
-            request.length,
+            message.headers,
+            message.body,
+            self._body(message, connection, function),
+            message.length,
             False,
-            path[:end],
-            request.client_ip,
+            base,
+            connection.client_ip,
         )
-        await self._invoker.answer(function, call, connection)
+        return self._invoker.answer(function, call, connection)
 
-    async def _invoke(self, request: Request, connection: Connection) -> None:
-        if request.method != b"POST":
+    def _invoke(self, path: bytes, message: RequestMessage, connection: Connection) -> Awaitable[None]:
+        if message.method != b"POST":
             raise ApiError(405, "method_not_allowed", "invoke takes POST; its body is the event")
-        function = self._function(request.path[len(FUNCTIONS) : -len(INVOKE)])
+        function = self._function(path[len(FUNCTIONS) : -len(INVOKE)])
         call = Call(
             self._invoker.new_id(),
             b"POST",
             function.spec.web.invoke_path.encode("ascii", "replace"),
-            request.headers,
-            request.body,
-            self._body(request, function),
-            request.length,
+            message.headers,
+            message.body,
+            self._body(message, connection, function),
+            message.length,
             True,
             b"",
-            request.client_ip,
+            connection.client_ip,
         )
-        await self._invoker.answer(function, call, connection)
+        return self._invoker.answer(function, call, connection)
 
     def _function(self, name: bytes) -> Function:
         function = self._routes.get(name)
@@ -128,23 +135,35 @@ class App:
             raise ApiError(503, "function_broken", f"{function.name}: {function.problem}", hint="deploy it again")
         return function
 
-    def _body(self, request: Request, function: Function) -> RequestBody | None:
+    def _body(self, message: RequestMessage, connection: Connection, function: Function) -> RequestBody | None:
         """The rest of the body within the function's limit. Raises ApiError 413."""
         limit_bytes = function.spec.max_body_mb * 1_048_576
-        if len(request.body) > limit_bytes or (request.length or 0) > limit_bytes:
+        if len(message.body) > limit_bytes or (message.length or 0) > limit_bytes:
             raise ApiError(413, "body_too_large", f"{function.name} takes bodies up to {limit_bytes} bytes")
-        stream = request.stream
-        if stream is None:
+        if message.done:
             return None
-        assert isinstance(stream, RequestBody)
-        stream.limit(limit_bytes - len(request.body))
+        stream = connection.rest_of_body()
+        stream.limit(limit_bytes - len(message.body))
         return stream
 
-    async def _route(self, request: Request, connection: Connection) -> None:
-        found = self._router.match(request.method, request.path)
+    async def _route(self, message: RequestMessage, connection: Connection) -> None:
+        path, _, query = message.target.partition(b"?")
+        found = self._router.match(message.method, path)
         if isinstance(found, NoMatch):
-            await connection.respond(found.response(request.method, request.path))
+            await connection.respond(found.response(message.method, path))
             return
+        request = Request(
+            message.method,
+            message.target,
+            path,
+            query,
+            message.headers,
+            connection.client_ip,
+            connection.trusted,
+            message.body,
+            None if message.done else connection.rest_of_body(),
+            message.length,
+        )
         route = found.route
         if route.admin and not (request.trusted or self._admin_on_tcp):
             raise ApiError(

@@ -11,7 +11,7 @@ import trio
 
 from gateway.errors import ApiError, ClientGone
 from gateway.limits import ServerLimits
-from gateway.request import Request, Response
+from gateway.request import Response
 from gateway.sweeper import Sweeper
 from pool.channel import SocketChannel
 from pool.contracts.base import BodySource, Headers
@@ -23,7 +23,7 @@ log = structlog.get_logger("poold.http")
 WHOLE_BYTES = 65_536  # a declared body up to this is read before the request is answered
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-Answer = Callable[[Request, "Connection"], Awaitable[None]]
+Answer = Callable[[RequestMessage, "Connection"], Awaitable[None]]
 
 
 class Phase(enum.IntEnum):
@@ -155,8 +155,8 @@ class Connection:
         began = self._sweeper.began
         allowed = self._limits.allowed_hosts
         while self._keep_alive:
-            request = await self._next()
-            if request is None:
+            message = await self._next()
+            if message is None:
                 return
             if closing():
                 self._keep_alive = False
@@ -166,19 +166,19 @@ class Connection:
             self.phase = Phase.RUN
             began(self)
             try:
-                if allowed and _host_name(self._message.host) not in allowed:
+                if allowed and _host_name(message.host) not in allowed:
                     raise ApiError(421, "unknown_host", "this server does not answer for that Host")
-                await answer(request, self)
+                await answer(message, self)
             except ApiError as exc:
                 await self._try_error(exc)
             finally:
                 running.discard(self)
                 self.deadline_s = math.inf
                 self.phase = Phase.IDLE
-            if not self._message.done:
+            if not message.done:
                 return  # an unread body stands before the next request: not worth reading
 
-    async def _next(self) -> Request | None:
+    async def _next(self) -> RequestMessage | None:
         """The next request, with its body when that is small. None: no more. Answers what is no request."""
         reader = self._reader
         messages = reader.messages
@@ -202,19 +202,13 @@ class Connection:
             self._keep_alive = False
             await self._try_error(ApiError(exc.status, "bad_request", exc.message))
             return None
-        path, _, query = message.target.partition(b"?")
-        return Request(
-            message.method,
-            message.target,
-            path,
-            query,
-            message.headers,
-            self.client_ip,
-            self.trusted,
-            message.take_body(),
-            None if message.done else RequestBody(self, message, self._limits.max_body_bytes),
-            message.length,
-        )
+        if message.parts:
+            message.body = message.take_body()
+        return message
+
+    def rest_of_body(self) -> RequestBody:
+        """The present request's body, less what came with its head."""
+        return RequestBody(self, self._message, self._limits.max_body_bytes - len(self._message.body))
 
     async def _feed(self) -> bool:
         """Read once from the client. False at the end of its stream. Raises BadMessage, ChannelClosed."""
@@ -233,7 +227,7 @@ class Connection:
         if message.expects_continue:
             message.expects_continue = False
             await self.send(CONTINUE)
-        before, self.phase = self.phase, Phase.BODY
+        self.phase = Phase.BODY
         try:
             while not data and not message.done:
                 if not await self._feed():
@@ -245,19 +239,19 @@ class Connection:
         except ChannelClosed as exc:
             raise ClientGone from exc
         finally:
-            self.phase = before
+            self.phase = Phase.RUN  # not what it was: a two-way stream sends at the same time
         return data
 
     # --- answers ---
 
     async def send(self, data: bytes) -> None:
         """Send bytes of an answer. Raises ClientGone."""
-        before, self.phase = self.phase, Phase.BODY
+        self.phase = Phase.BODY
         try:
             await self._channel.send_all(data)
         except ChannelClosed as exc:
             raise ClientGone from exc
-        self.phase = before
+        self.phase = Phase.RUN
         self.activity += 1
 
     async def reply(self, status: int, head: bytes, body: bytes) -> None:

@@ -12,15 +12,15 @@ import trio
 
 from gateway.connection import Connection
 from gateway.errors import ApiError
-from gateway.metrics import ERROR, FUNCTION_ERROR, OK, FunctionMetrics, Metrics
+from gateway.metrics import ERROR, FUNCTION_ERROR, OK, Metrics
 from gateway.registry import Function
-from pool.contracts.base import Call, Headers, Reply
+from pool.contracts.base import Call, Reply
 from pool.contracts.registry import CONTRACTS
 from pool.dispatcher import Dispatcher
 from pool.errors import BadAnswer, CallRefused, ExchangeError, PoolError, Rejected, StartError
 from pool.lease import Lease
-from pool.wire.http1 import end_to_end
-from scheduler.model import RejectReason
+from pool.wire.http1 import CONNECTION, EXPECT, KINDS, end_to_end, kind_of
+from scheduler.model import RejectReason, StartKind
 
 ATTEMPTS = 3  # while nothing was sent
 
@@ -40,7 +40,6 @@ _REJECTIONS = {
 }
 # The revision went while the invocation was on its way: there may be a newer one.
 _REPLACED = frozenset((RejectReason.UNKNOWN_REVISION, RejectReason.REMOVED))
-_NOT_OURS = frozenset((b"content-length", b"x-poold-start", b"x-poold-invocation", b"server-timing"))
 
 
 class InvocationIds:
@@ -62,7 +61,7 @@ class Invoker:
     """Carries invocations out. One for the daemon."""
 
     def __init__(self, dispatcher: Dispatcher, metrics: Metrics, lookup: Callable[[str], Function | None]) -> None:
-        self._dispatcher = dispatcher
+        self._lease = dispatcher.lease
         self._lookup = lookup
         self._metrics = metrics
         self._ids = InvocationIds()
@@ -76,76 +75,89 @@ class Invoker:
 
         Raises ApiError while nothing was answered; ClientGone.
         """
-        metrics = self._metrics.of(function.name)
         attempt = 0
         while True:
             attempt += 1
-            spec = function.spec
-            wait_until_s = trio.current_time() + spec.queue.timeout_s
             try:
-                CONTRACTS[spec.contract].check_call(spec, call)
-                await self._attempt(function, call, connection, wait_until_s, metrics)
-                return
+                CONTRACTS[function.spec.contract].check_call(function.spec, call)
+                lease = self._lease(function.revision.id, function.spec.queue.timeout_s)
+                if not lease.begin(trio.current_time()):
+                    await lease.wait()
+                reply, head = await self._exchange(function, call, connection, lease)
             except Rejected as exc:
                 newer = self._lookup(function.name) if exc.reason in _REPLACED and attempt < ATTEMPTS else None
-                if newer is not None and newer.revision.id != function.revision.id:
-                    function = newer
-                    continue
-                metrics.reject(str(exc.reason))
-                raise api_error(exc, function.name) from exc
+                if newer is None or newer.revision.id == function.revision.id:
+                    self._metrics.of(function.name).reject(str(exc.reason))
+                    raise api_error(exc, function.name) from exc
+                function = newer
             except ExchangeError as exc:
                 if exc.sent or attempt >= ATTEMPTS or call.stream is not None:
                     raise api_error(exc, function.name) from exc
             except PoolError as exc:
-                metrics.reject(exc.code)
+                self._metrics.of(function.name).reject(exc.code)
                 raise api_error(exc, function.name) from exc
+            else:
+                # A whole answer is sent after the slot was given back: a slow client holds no instance.
+                if reply.stream is None:
+                    await connection.reply(reply.status, head, reply.body)
+                return
 
-    async def _attempt(
-        self, function: Function, call: Call, connection: Connection, wait_until_s: float, metrics: FunctionMetrics
-    ) -> None:
+    async def _exchange(
+        self, function: Function, call: Call, connection: Connection, lease: Lease
+    ) -> tuple[Reply, bytes]:
+        """Use the lease and end it. Returns the reply with its head; one that streams has been sent."""
         outcome = ERROR
-        async with self._dispatcher.lease(function.revision.id, wait_until_s) as lease:
-            try:
-                connection.start_kind = lease.start_kind
-                connection.limit_run(function.name, lease.run_from_s, function.spec.timeout_s)
-                reply = await lease.exchange(call)
-                outcome = OK if reply.function_error is None else FUNCTION_ERROR
+        now_s = 0.0
+        try:
+            connection.start_kind = lease.start_kind
+            connection.limit_run(function.name, lease.run_from_s, function.spec.timeout_s)
+            reply = await lease.exchange(call)
+            now_s = trio.current_time()
+            head = reply_head(reply, lease, call, now_s)
+            if reply.stream is not None:
+                await connection.reply_stream(reply.status, head, reply.length, reply.body, reply.stream)
+                lease.finished()
                 now_s = trio.current_time()
-                head = reply_head(reply, lease, call, now_s)
-                if reply.stream is not None:
-                    length = _declared_length(reply.headers)
-                    outcome, whole = ERROR, outcome
-                    await connection.reply_stream(reply.status, head, length, reply.body, reply.stream)
-                    lease.finished()
-                    outcome = whole
-                    now_s = trio.current_time()
-            finally:
-                if outcome is ERROR:
-                    now_s = trio.current_time()
-                metrics.observe(lease.start_kind, outcome, now_s - lease.asked_s)
-        if reply.stream is None:
-            await connection.reply(reply.status, head, reply.body)
+            outcome = OK if reply.function_error is None else FUNCTION_ERROR
+        finally:
+            if outcome is ERROR:
+                now_s = trio.current_time()
+            lease.end(now_s)
+            self._metrics.of(function.name).observe(lease.start_kind, outcome, now_s - lease.asked_s)
+        return reply, head
 
 
 def reply_head(reply: Reply, lease: Lease, call: Call, now_s: float) -> bytes:
     """The answer's header lines: the function's, then how it was started and what its time went into (in ms)."""
     lines = []
-    keep_length = call.method == b"HEAD"
-    for name, value in end_to_end(reply.headers):
-        if name.lower() not in _NOT_OURS or (keep_length and name.lower() == b"content-length"):
-            lines.append(b"%b: %b\r\n" % (name, value))
-    if lease.start_kind == "warm":  # by far the most frequent
-        timing = b"queue;dur=%.3f, run;dur=%.3f" % (
-            (lease.granted_s - lease.asked_s) * 1000,
-            (now_s - lease.run_from_s) * 1000,
+    named = False
+    for pair in reply.headers:
+        kind = KINDS.get(pair[0])
+        if kind is None:
+            kind = kind_of(pair[0])
+        if kind <= EXPECT:
+            lines.append(b"%b: %b\r\n" % pair)
+        elif kind == CONNECTION and pair[1].lower() not in (b"keep-alive", b"close"):
+            named = True
+    if named:  # it may name headers that concern only the connection to the instance
+        lines = [b"%b: %b\r\n" % pair for pair in end_to_end(reply.headers) if kind_of(pair[0]) <= EXPECT]
+    if reply.length is not None and call.method == b"HEAD":
+        lines.append(b"content-length: %d\r\n" % reply.length)
+    if lease.start_kind is StartKind.WARM:  # by far the most frequent
+        lines.append(
+            b"x-poold-start: warm\r\nx-poold-invocation: %b\r\nserver-timing: queue;dur=%.3f, run;dur=%.3f\r\n"
+            % (call.id.encode(), (lease.granted_s - lease.asked_s) * 1000, (now_s - lease.run_from_s) * 1000)
         )
     else:
         stages = [*lease.stages(), ("run", now_s - lease.run_from_s)]
-        timing = ", ".join([f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages]).encode()
-    lines.append(
-        b"x-poold-start: %b\r\nx-poold-invocation: %b\r\nserver-timing: %b\r\n"
-        % (lease.start_kind.encode(), call.id.encode(), timing)
-    )
+        lines.append(
+            b"x-poold-start: %b\r\nx-poold-invocation: %b\r\nserver-timing: %b\r\n"
+            % (
+                lease.start_kind.encode(),
+                call.id.encode(),
+                ", ".join([f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages]).encode(),
+            )
+        )
     if reply.function_error is not None:
         lines.append(b"x-poold-function-error: %b\r\n" % _header_text(reply.function_error))
     return b"".join(lines)
@@ -172,13 +184,6 @@ def api_error(error: PoolError, function: str) -> ApiError:
         hint = error.hint or f"see what it printed: poolctl logs {function}"
         return ApiError(502, error.code, f"{function}: the instance failed: {error.message}", hint=hint)
     return ApiError(503, error.code, f"{function}: {error.message}", hint=error.hint)
-
-
-def _declared_length(headers: Headers) -> int | None:
-    for name, value in headers:
-        if len(name) == 14 and name.lower() == b"content-length" and value.isdigit():
-            return int(value)
-    return None
 
 
 def _header_text(text: str) -> bytes:

@@ -115,9 +115,9 @@ class Dispatcher:
             task_status.started()
             await trio.sleep_forever()
 
-    def feed(self, event: Event) -> None:
-        """Tell the core something and carry out what it decides."""
-        for action in self._handle(event, trio.current_time()):
+    def feed(self, event: Event, now_s: float | None = None) -> None:
+        """Tell the core something and carry out what it decides. `now_s`: the time, where it is known already."""
+        for action in self._handle(event, trio.current_time() if now_s is None else now_s):
             self._perform(action)
         if self._next_deadline() < self._tick_at_s:
             self._tick_wake.set()
@@ -228,10 +228,10 @@ class Dispatcher:
 
     # --- leases ---
 
-    def lease(self, revision_id: str, wait_until_s: float) -> Lease:
-        """A hold on a slot, got before `wait_until_s` (trio's clock) or not at all; see Lease."""
+    def lease(self, revision_id: str, patience_s: float) -> Lease:
+        """A hold on a slot, got within `patience_s` or not at all; see Lease."""
         self._numbers += 1
-        return Lease(self, revision_id, self._numbers, wait_until_s)
+        return Lease(self, revision_id, self._numbers, patience_s)
 
     def thawed(self, instance_id: str, took_s: float) -> None:
         """A lease has thawed its instance."""

@@ -31,12 +31,14 @@ class Lease:
 
     __slots__ = (
         "_dispatcher",
+        "_granted",
         "_in_exchange",
+        "_patience_s",
         "_revision",
         "_task",
+        "_thaw_wanted",
         "_unhealthy",
         "_used",
-        "_wait_until_s",
         "asked_s",
         "granted_s",
         "instance",
@@ -46,44 +48,75 @@ class Lease:
         "thaw_s",
     )
 
-    def __init__(self, dispatcher: Dispatcher, revision: str, number: int, wait_until_s: float) -> None:
+    def __init__(self, dispatcher: Dispatcher, revision: str, number: int, patience_s: float) -> None:
         self._dispatcher = dispatcher
         self._revision = revision
-        self._wait_until_s = wait_until_s
+        self._patience_s = patience_s
         self.number = number
         self._task: trio.lowlevel.Task | None = None
         self._in_exchange = False
         self._unhealthy = False
         self._used = False
+        self._granted = self._thaw_wanted = False
         self.asked_s = 0.0
         self.granted_s = 0.0
         self.run_from_s = 0.0
         self.thaw_s = 0.0
         self.start_kind = StartKind.WARM
-        self.instance: Instance = None  # type: ignore[assignment] # set by __aenter__, before anybody sees it
+        self.instance: Instance = None  # type: ignore[assignment] # None only until the slot is held
 
     async def __aenter__(self) -> Lease:
-        dispatcher = self._dispatcher
-        self.asked_s = now_s = trio.current_time()
-        answer = dispatcher.ask(Invoked(self.number, self._revision, self._wait_until_s), now_s)
-        if answer is None:
-            answer = await self._wait()
-            now_s = trio.current_time()
-        if type(answer) is Reject:
-            raise dispatcher.rejection(answer, self._revision)
-        assert isinstance(answer, Grant)
-        self.granted_s = self.run_from_s = now_s
-        self.start_kind = answer.start_kind
-        instance = self.instance = dispatcher.instance(answer.instance)
-        if answer.thaw or instance.resting:  # another lease's thaw may be under way
-            await self._thaw(instance)
+        if not self.begin(trio.current_time()):
+            await self.wait()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end(trio.current_time())
+
+    def begin(self, now_s: float) -> bool:
+        """Ask for the slot. True: it is held, and end() must follow; False: wait() must.
+
+        With wait() and end() this is what `async with` does, for the invocation path, where a coroutine more counts.
+        Raises Rejected, StartError.
+        """
+        dispatcher = self._dispatcher
+        self.asked_s = now_s
+        answer = dispatcher.ask(Invoked(self.number, self._revision, now_s + self._patience_s), now_s)
+        if answer is None:
+            return False
+        return self._take(answer, now_s)
+
+    async def wait(self) -> None:
+        """Wait for the slot that begin() did not get, or for its instance to thaw.
+
+        Afterwards the slot is held, and end() must follow. Raises Rejected, StartError, ExchangeError(sent=False):
+        then, and when cancelled, nothing is held.
+        """
+        if not self._granted:
+            self._take(await self._wait_for_answer(), trio.current_time())
+        instance = self.instance
+        if self._thaw_wanted or instance.resting:  # another lease's thaw may be under way
+            await self._thaw(instance)
+
+    def end(self, now_s: float) -> None:
+        """Give the slot back."""
         healthy = not (self._unhealthy or self._in_exchange)
-        self._dispatcher.feed(Released(self.number, healthy, self._used))
+        self._dispatcher.feed(Released(self.number, healthy, self._used), now_s)
+
+    def _take(self, answer: Grant | Reject, now_s: float) -> bool:
+        """The core has decided. True when the instance can be used at once."""
+        dispatcher = self._dispatcher
+        if type(answer) is Reject:
+            raise dispatcher.rejection(answer, self._revision)
+        assert isinstance(answer, Grant)
+        self._granted = True
+        self.granted_s = self.run_from_s = now_s
+        self.start_kind = answer.start_kind
+        instance = self.instance = dispatcher.instance(answer.instance)
+        self._thaw_wanted = answer.thaw
+        return not (answer.thaw or instance.resting)
 
     async def exchange(self, call: Call) -> Reply:
         """Carry out the invocation. A reply with a stream leaves the lease open: read it, then finished().
@@ -121,14 +154,14 @@ class Lease:
             stages.append(("thaw", self.thaw_s))
         return stages
 
-    async def _wait(self) -> Grant | Reject:
+    async def _wait_for_answer(self) -> Grant | Reject:
         dispatcher = self._dispatcher
         self._task = trio.lowlevel.current_task()
         dispatcher.waiting[self.number] = self
 
         def abort(_: object) -> trio.lowlevel.Abort:
             del dispatcher.waiting[self.number]
-            dispatcher.feed(Abandoned(self.number))
+            dispatcher.feed(Abandoned(self.number), trio.current_time())
             return trio.lowlevel.Abort.SUCCEEDED
 
         answer: Grant | Reject = await trio.lowlevel.wait_task_rescheduled(abort)
@@ -148,8 +181,9 @@ class Lease:
         except (OSError, BackendUnavailable) as exc:
             raise ExchangeError(f"the instance could not be thawed: {exc}", sent=False) from exc
         finally:
-            if not thawed:  # __aexit__ does not run when __aenter__ raises
-                self._dispatcher.feed(Released(self.number, healthy=False, used=False))
+            if not thawed:  # end() is not called when wait() raises
+                self._unhealthy = True
+                self.end(trio.current_time())
         self.run_from_s = trio.current_time()
         self.thaw_s = self.run_from_s - started_s
         self._dispatcher.thawed(instance.id, self.thaw_s)

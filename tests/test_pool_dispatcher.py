@@ -56,7 +56,7 @@ async def invoke(
     dispatcher: Dispatcher, revision: Revision, body: bytes = b"x", *, wait_s: float = 30, headers: tuple = ()
 ) -> tuple[StartKind, Reply]:
     call = Call("id", b"POST", b"/", [(b"host", b"f"), *headers], body)
-    async with dispatcher.lease(revision.id, trio.current_time() + wait_s) as lease:
+    async with dispatcher.lease(revision.id, wait_s) as lease:
         reply = await lease.exchange(call)
     return lease.start_kind, reply
 
@@ -82,7 +82,7 @@ async def test_without_a_floor_the_first_is_cold_and_waits_for_the_start(autojum
     async with running(SimulatedBackend(1, start_s=2)) as dispatcher:
         revision = await deploy(dispatcher, spec_of(pool=PoolSpec(min=0, freeze_after_s=None)), count=0)
         asked_s = trio.current_time()
-        async with dispatcher.lease(revision.id, asked_s + 30) as lease:
+        async with dispatcher.lease(revision.id, 30) as lease:
             reply = await lease.exchange(Call("id", b"GET", b"/", []))
         assert (lease.start_kind, reply.status) == (StartKind.COLD, 200)
         stages = dict(lease.stages())

@@ -91,7 +91,7 @@ class Life:
     async def invoke(self, dispatcher: Dispatcher, revision: Revision) -> None:
         body = revision.id.encode()
         try:
-            async with dispatcher.lease(revision.id, trio.current_time() + 10) as lease:
+            async with dispatcher.lease(revision.id, 10) as lease:
                 reply = await lease.exchange(Call("id", b"POST", b"/", [], body))
                 assert (reply.status, reply.body) == (200, body), "another's answer"
         except (Rejected, StartError):

@@ -57,6 +57,7 @@ class Reply:
     body: bytes = b""
     stream: BodySource | None = None
     function_error: str | None = None
+    length: int | None = None  # of the whole body, where the instance declared it
 
 
 @dataclass(slots=True)

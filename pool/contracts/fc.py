@@ -104,8 +104,8 @@ class FcSession(PushSession):
         if fc_status is not None and fc_status != b"200":
             error = f"the function set x-fc-status: {fc_status.decode('latin-1')}"
         if call.event:
-            return Reply(200, [], function_error=error)
-        return Reply(reader.status, _passed_out(headers), function_error=error)
+            return Reply(200, [], function_error=error, length=reader.length)
+        return Reply(reader.status, _passed_out(headers), function_error=error, length=reader.length)
 
     async def initialise(self) -> None:
         """POST /initialize, where the spec has an initializer: once per instance, within its timeout.

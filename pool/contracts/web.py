@@ -5,26 +5,10 @@ from __future__ import annotations
 import trio
 
 from pool.contracts.base import Call, Link, Reply
-from pool.contracts.push import PushSession, find_header
+from pool.contracts.push import PushSession
 from pool.errors import BadAnswer, ExchangeError, StartError
 from pool.spec import FunctionSpec
-from pool.wire.http1 import ResponseReader, end_to_end
-
-# Made anew by render(), or settled before the call.
-_REWRITTEN = frozenset(
-    (
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"content-length",
-        b"expect",
-        b"x-poold-invocation",
-    )
-)
+from pool.wire.http1 import CONNECTION, HOST, KINDS, ResponseReader, end_to_end, kind_of
 
 
 class WebSession(PushSession):
@@ -34,16 +18,19 @@ class WebSession(PushSession):
 
     def render(self, call: Call) -> bytes:
         """The caller's request as it came, less what concerns only the caller's connection."""
-        has_host = False
         lines = [b"%b %b HTTP/1.1\r\n" % (call.method, call.target)]
-        named = find_header(call.headers, b"connection")
-        headers = call.headers if named is None or named.lower() == b"keep-alive" else end_to_end(call.headers)
-        for name, value in headers:
-            lower = name.lower()
-            if lower not in _REWRITTEN:
-                lines.append(b"%b: %b\r\n" % (name, value))
-                if lower == b"host":
-                    has_host = True
+        has_host = named = False
+        for pair in call.headers:
+            kind = KINDS.get(pair[0])
+            if kind is None:
+                kind = kind_of(pair[0])
+            if kind <= HOST:
+                lines.append(b"%b: %b\r\n" % pair)
+                has_host = has_host or kind == HOST
+            elif kind == CONNECTION and pair[1].lower() not in (b"keep-alive", b"close"):
+                named = True
+        if named:  # it may name headers that concern only the caller's connection
+            lines[1:] = [b"%b: %b\r\n" % pair for pair in end_to_end(call.headers) if kind_of(pair[0]) <= HOST]
         if not has_host:
             lines.append(b"host: localhost\r\n")
         if call.stream is not None:
@@ -59,7 +46,7 @@ class WebSession(PushSession):
     def interpret(self, call: Call, reader: ResponseReader) -> Reply:
         """The answer as it is. An event's caller learns of a failure by the status."""
         error = f"the function answered {reader.status}" if call.event and reader.status >= 500 else None
-        return Reply(reader.status, reader.headers, function_error=error)
+        return Reply(reader.status, reader.headers, function_error=error, length=reader.length)
 
     async def initialise(self) -> None:
         """Ask the ready path, where there is one, until it answers below 500."""

@@ -18,6 +18,37 @@ HOP_BY_HOP = frozenset(
 )  # RFC 9110 section 7.6.1: meant for one connection only
 
 
+# What a header's name means here, by the name as it was sent: a dict look-up costs a third of lower() and a
+# comparison, and programs send the same few names over and over.
+PLAIN, HOST, EXPECT, LENGTH, CODING, CONNECTION, HOP, OURS = range(8)
+_SPECIAL = {
+    b"host": HOST,
+    b"expect": EXPECT,
+    b"content-length": LENGTH,
+    b"transfer-encoding": CODING,
+    b"connection": CONNECTION,
+    b"x-poold-start": OURS,
+    b"x-poold-invocation": OURS,
+    b"x-poold-function-error": OURS,
+}
+_KINDS_KEPT = 1_024
+_NAME_BYTES_KEPT = 64
+KINDS: dict[bytes, int] = {}  # of the names met so far; ask kind_of() for another
+
+
+def kind_of(name: bytes) -> int:
+    """What a header's name means, whatever its case. PLAIN: passed on as it is."""
+    kind = KINDS.get(name)
+    if kind is None:
+        lower = name.lower()
+        kind = _SPECIAL.get(lower, HOP if lower in HOP_BY_HOP else PLAIN)
+        if len(name) <= _NAME_BYTES_KEPT:  # clients choose the names
+            if len(KINDS) >= _KINDS_KEPT:
+                KINDS.clear()
+            KINDS[name] = kind
+    return kind
+
+
 class BadMessage(Exception):
     """What arrived is not HTTP/1.1 as we take it. `status` is what a server answers to such a request."""
 
@@ -57,6 +88,7 @@ class RequestMessage:
     host: bytes | None = None
     host_count: int = 0
     parts: list[bytes] = field(default_factory=list)
+    body: bytes = b""  # what the reader's user took out before it handed the message on
     head_done: bool = False
     done: bool = False
 
@@ -131,18 +163,22 @@ class RequestReader:
             return  # a trailer: not passed on
         message.headers.append((name, value))
         self._bytes += len(name) + len(value)
-        lower = name.lower()
-        if lower == b"content-length":
-            if value.isdigit():  # the parser refuses anything else
-                message.length = int(value)
-        elif lower == b"host":
+        kind = KINDS.get(name)
+        if kind is None:
+            kind = kind_of(name)
+        if kind == PLAIN:
+            return
+        if kind == HOST:
             message.host = value
             message.host_count += 1
-        elif lower == b"transfer-encoding":
+        elif kind == LENGTH:
+            if value.isdigit():  # the parser refuses anything else
+                message.length = int(value)
+        elif kind == CODING:
             message.chunked = True
             if value.lower() != b"chunked":
                 self._refuse("the only transfer coding taken is chunked", 501)
-        elif lower == b"expect":
+        elif kind == EXPECT:
             message.expects_continue = value.lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
@@ -190,6 +226,7 @@ class ResponseReader:
         "head_done",
         "headers",
         "keep_alive",
+        "length",
         "parts",
         "status",
     )
@@ -212,6 +249,7 @@ class ResponseReader:
         self._framed = False
         self._head_fed = 0
         self.status = 0
+        self.length: int | None = None  # as the head declares it
         self.headers: Headers = []
         self.parts: list[bytes] = []
         self.head_done = False
@@ -239,10 +277,7 @@ class ResponseReader:
 
     def headers_say_short(self) -> bool:
         """True when the head announces a body of known, moderate length, so that waiting for all of it is cheap."""
-        for name, value in self.headers:
-            if len(name) == 14 and name.lower() == b"content-length":
-                return len(value) < 7
-        return False
+        return self.length is not None and self.length < 1_000_000
 
     def end_of_stream(self) -> None:
         """The peer closed. Raises BadMessage unless that ends the answer."""
@@ -290,8 +325,13 @@ class ResponseReader:
             )
         self.head_done = True
         framed = False
-        for name, _ in self.headers:
-            if len(name) in (14, 17) and name.lower() in (b"content-length", b"transfer-encoding"):
+        for name, value in self.headers:
+            kind = kind_of(name)
+            if kind == LENGTH:
+                framed = True
+                if value.isdigit():
+                    self.length = int(value)
+            elif kind == CODING:
                 framed = True
         self._framed = framed
         self.keep_alive = framed and parser.should_keep_alive()
@@ -336,10 +376,16 @@ def end_to_end(headers: Headers) -> Headers:
     """The headers a proxy passes on: without hop-by-hop ones, and without those Connection names."""
     named: set[bytes] = set()
     for name, value in headers:
-        if name.lower() == b"connection":
+        if kind_of(name) == CONNECTION:
             named.update(token.strip().lower() for token in value.split(b","))
-    dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
-    return [pair for pair in headers if pair[0].lower() not in dropped]
+    kept = [pair for pair in headers if kind_of(pair[0]) not in _DROPPED]
+    if named - _HARMLESS:
+        kept = [pair for pair in kept if pair[0].lower() not in named]
+    return kept
+
+
+_DROPPED = frozenset((CODING, CONNECTION, HOP))
+_HARMLESS = frozenset((b"keep-alive", b"close", b""))
 
 
 def chunk(data: bytes) -> bytes:
