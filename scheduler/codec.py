@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from functools import cache
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from scheduler.errors import JournalError
 from scheduler.messages import Deployed, Event
@@ -16,8 +16,9 @@ from scheduler.snapshot import RevisionState, State
 FORMAT = "poold-journal"
 VERSION = 1
 
-_EVENTS: dict[str, Callable[..., Event]] = {event.__name__: event for event in get_args(Event)}
-_ATOMS = (str, int, float, bool, type(None))
+_EVENTS: dict[str, type[Any]] = {event.__name__: event for event in get_args(Event)}
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def decode(data: bytes) -> Recording:
                 f"wanted is {FORMAT!r} version {VERSION}"
             )
         return Recording(
-            limits=HostLimits(**document["limits"]),
+            limits=_made(HostLimits, document["limits"]),
             epoch=str(document["epoch"]),
             state=_decode_state(document["state"]),
             entries=[_decode_entry(entry) for entry in document["entries"]],
@@ -80,16 +81,27 @@ def _encode_event(event: Event) -> list[Any]:
 def _decode_entry(entry: list[Any]) -> Entry:
     now, name, values = entry
     if name == Deployed.__name__:
-        return float(now), Deployed(_decode_spec(values[0]))
-    if not all(isinstance(value, _ATOMS) for value in values):
-        raise JournalError(f"an event {name} holds more than plain values")
-    return float(now), _EVENTS[name](*values)
+        return float(now), Deployed(_made(RevisionSpec, values[0]))
+    event = _EVENTS[name]
+    names = [field.name for field in fields(event)]
+    return float(now), _made(event, dict(zip(names, values, strict=True)))
 
 
-def _decode_spec(values: dict[str, Any]) -> RevisionSpec:
-    if not all(isinstance(value, _ATOMS) for value in values.values()):
-        raise JournalError("a revision's spec holds more than plain values")
-    return RevisionSpec(**values)
+_hints = cache(get_type_hints)
+
+
+def _made(kind: type[_Made], values: dict[str, Any]) -> _Made:
+    """One of our records, each field of the type that it declares."""
+    hints = _hints(kind)
+    for name, value in values.items():
+        hint = hints[name]
+        if hint == dict[str, int]:
+            fits = all(isinstance(each, int) for each in value.values())
+        else:
+            fits = isinstance(value, hint) or (type(value) is int and isinstance(0.0, hint))
+        if not fits:
+            raise JournalError(f"{kind.__name__}: {name} cannot be {value!r}")
+    return kind(**values)
 
 
 def _encode_state(state: State) -> dict[str, Any]:
@@ -100,7 +112,9 @@ def _encode_state(state: State) -> dict[str, Any]:
 
 def _decode_state(document: dict[str, Any]) -> State:
     revisions = tuple(
-        RevisionState(spec=_decode_spec(each.pop("spec")), **{name: _frozen(value) for name, value in each.items()})
+        RevisionState(
+            spec=_made(RevisionSpec, each.pop("spec")), **{name: _frozen(value) for name, value in each.items()}
+        )
         for each in document.pop("revisions")
     )
     return State(revisions=revisions, **{name: _frozen(value) for name, value in document.items()})

@@ -347,7 +347,7 @@ class Serving:
                 if instance.timer_at > now + revision.idle_delay or not revision.idle_delay:
                     self.rest(instance, now, out)
                 if self._ledger.refill:
-                    self._starts.arm_host(now)
+                    self._starts.look_for_refills(now)
                 return out
         self._after_release(revision, now, out)
         if instance.state is _IDLE:

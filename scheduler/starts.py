@@ -48,7 +48,8 @@ class Starts:
         if host.draining or host.backend_down is not None:
             return
         if host.breaker.blocks(now, host.starts_in_flight):
-            self.arm_host(now)
+            if now < host.breaker.until:
+                ledger.timers.arm(host, host.breaker.until)
             return
         promised, host.memory_short = self._turns(ledger.hungry, self._wants_awaited, 0, True, now, out)
         if ledger.refill:
@@ -63,7 +64,7 @@ class Starts:
     def _turns(
         self,
         ring: dict[Revision, None],
-        wants: Callable[[Revision, float], bool],
+        wants: Callable[[Revision, float], int],
         promised: int,
         awaited: bool,
         now: float,
@@ -75,7 +76,8 @@ class Starts:
         while ring and self._has_start():
             revision = next(iter(ring))
             del ring[revision]
-            if not wants(revision, now):
+            count = wants(revision, now)
+            if not count:
                 continue
             need_mb = revision.spec.memory_mb
             free_mb = self._host.memory_mb - self._host.memory_charged_mb - promised
@@ -84,8 +86,7 @@ class Starts:
                 ring[revision] = None
                 continue
             waiting.append(revision)
-            if self._make_way(revision, need_mb - free_mb - self._host.memory_freeing_mb, now, out):
-                promised += need_mb
+            promised = self._promise(revision, count, promised, out)
         if waiting:
             rest = list(ring)
             ring.clear()
@@ -93,24 +94,37 @@ class Starts:
             ring.update(dict.fromkeys(rest))
         return promised, bool(waiting)
 
-    def _wants_awaited(self, revision: Revision, now: float) -> bool:
-        if not revision.queue or revision.total >= revision.max_instances:
-            return False
+    def _promise(self, revision: Revision, count: int, promised: int, out: list[Action]) -> int:
+        """Make way for up to `count` of its starts; the memory promised with theirs."""
+        host = self._host
+        need_mb = revision.spec.memory_mb
+        for _ in range(min(count, host.max_starts - host.starts_in_flight)):
+            coming_mb = host.memory_mb - host.memory_charged_mb + host.memory_freeing_mb - promised
+            if not self._make_way(revision, need_mb - coming_mb, out):
+                break
+            promised += need_mb
+        return promised
+
+    def _wants_awaited(self, revision: Revision, now: float) -> int:
+        """How many more starts would help its queue."""
+        room = revision.max_instances - revision.total
+        if not revision.queue or room <= 0:
+            return 0
         short = self._admission.short_of(revision)
         if short <= 0 or self._breaker_blocks(revision, now):
-            return False
+            return 0
         look_again_at = self._admission.drains_before_start(revision, short, now)
         if look_again_at is None:
-            return True
+            return min(room, -(-short // revision.slots))
         self._ledger.timers.arm(revision, look_again_at)
-        return False
+        return 0
 
-    def _wants_refill(self, revision: Revision, now: float) -> bool:
-        if revision.floor_missing <= 0 or revision.total >= revision.max_instances:
-            return False
-        if revision.spec.memory_mb > self._host.memory_mb:
-            return False
-        return not self._breaker_blocks(revision, now)
+    def _wants_refill(self, revision: Revision, now: float) -> int:
+        """How many starts its floor lacks."""
+        missing = min(revision.floor_missing, revision.max_instances - revision.total)
+        if missing <= 0 or revision.spec.memory_mb > self._host.memory_mb:
+            return 0
+        return 0 if self._breaker_blocks(revision, now) else missing
 
     def _breaker_blocks(self, revision: Revision, now: float) -> bool:
         if not revision.breaker.blocks(now, len(revision.starting)):
@@ -123,17 +137,14 @@ class Starts:
         instance = self._ledger.add_instance(revision, now, awaited=awaited)
         out.append(Start(instance.id, revision.spec.revision, awaited))
 
-    def arm_host(self, now: float) -> None:
-        """Look again when the backend's back-off is over, or refills may look for memory."""
-        host = self._host
-        if host.breaker.opens and now < host.breaker.until:
-            self._ledger.timers.arm(host, host.breaker.until)
-        if self._ledger.refill and self._has_start():
-            self._ledger.timers.arm(host, now + REFILL_LOOK_S)
+    def look_for_refills(self, now: float) -> None:
+        """Soon, not now: an instance has fallen idle, and its memory may be what a floor lacks."""
+        if self._has_start() and not self._host.breaker.blocks(now, self._host.starts_in_flight):
+            self._ledger.timers.arm(self._host, now + REFILL_LOOK_S)
 
     # --- making way ---------------------------------------------------------------------------------------
 
-    def _make_way(self, revision: Revision, lacking_mb: int, now: float, out: list[Action]) -> bool:
+    def _make_way(self, revision: Revision, lacking_mb: int, out: list[Action]) -> bool:
         """Evict idle instances above their floors until `lacking_mb` more will come free. All or nothing:
         where they do not suffice none is stopped. True: it will come free."""
         if lacking_mb <= 0:

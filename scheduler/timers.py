@@ -54,7 +54,8 @@ class Timers:
 
     def pop_due(self, now: float) -> Timed | None:
         """The next owner whose entry is due, disarmed; None when none is."""
-        if self.next_at() > now:
+        at = self.next_at()
+        if at > now or at == math.inf:
             return None
         owner = heapq.heappop(self.heap)[2]
         owner.timer_id = 0

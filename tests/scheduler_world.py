@@ -74,12 +74,15 @@ class World:
 
     def invoke(self, revision: str = "r", timeout_s: float = 10.0, after_s: float = 0.0) -> int:
         """A new invocation; its number. Look it up in granted, waiting or rejected."""
+        self.do_invoke(revision, timeout_s, after_s)
+        return self.invocations
+
+    def do_invoke(self, revision: str = "r", timeout_s: float = 10.0, after_s: float = 0.0) -> list[Action]:
+        """A new invocation; what the core says to it."""
         self.now += after_s
         self.invocations += 1
-        number = self.invocations
-        self.waiting[number] = revision
-        self.do(Invoked(number, revision, self.now + timeout_s))
-        return number
+        self.waiting[self.invocations] = revision
+        return self.do(Invoked(self.invocations, revision, self.now + timeout_s))
 
     def release(self, invocation: int, after_s: float = 0.0, **how: bool) -> list[Action]:
         del self.granted[invocation]
