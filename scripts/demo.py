@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -36,6 +37,8 @@ EXAMPLES = ("node-http", "python-event", "scratch-image")
 FREEZE_AFTER_S = 0.25  # the examples' own 1 s would only make the demo longer
 STATE_TIMEOUT_S = 60.0
 POLL_S = 0.01
+WARM_EACH = 3
+EVENT = b'{"name": "demo", "text": "to be or not to be"}'
 PLAIN = "docker run, without poold"
 # What the table shows, slowest first: a title, and the start kinds that its invocations must have had.
 ROWS = {
@@ -63,8 +66,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 class Example:
     """One deployed example: brings an instance into the state that a start kind needs, and takes the time."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, connection: http.client.HTTPConnection, name: str) -> None:
         self._client = client
+        self._connection = connection
         self.name = name
         self.times_s: dict[str, list[float]] = {row: [] for row in ROWS}
 
@@ -77,7 +81,8 @@ class Example:
         self._invoke("pre-started and frozen")
         self._fresh(floor=1)
         self._invoke("pre-started")
-        self._invoke("warm: used before")
+        for _ in range(WARM_EACH):
+            self._invoke("warm: used before")
         self._until(frozen=1)
         self._invoke("used before and frozen")
 
@@ -86,7 +91,7 @@ class Example:
         info = self._client.call("GET", function_path(self.name))
         spec = convert(info["spec"], FunctionSpec)
         contract = CONTRACTS[spec.contract]
-        instance = info["instance_list"][0]["id"]
+        instance = info["instance_list"][0]
         path = "/invoke" if spec.contract == "fc" else spec.web.invoke_path
         took_s = engine.plain_start_s(instance, spec.port or contract.default_port, path)
         self.times_s[PLAIN].append(took_s)
@@ -119,25 +124,28 @@ class Example:
 
     def _invoke(self, row: str) -> None:
         started_s = time.perf_counter()
-        with self._client.request("POST", function_path(self.name, "invoke"), body=b'{"name": "demo"}') as answer:
+        self._connection.request("POST", function_path(self.name, "invoke"), body=EVENT)
+        with self._connection.getresponse() as answer:
             body = answer.read()
-            took_s = time.perf_counter() - started_s
+        took_s = time.perf_counter() - started_s
         if answer.status != 200:
             raise DemoError(f"{self.name} answered {answer.status}: {body[:300].decode(errors='replace')}")
-        kind = answer.header("X-Poold-Start")
-        # An instance that froze, or was replaced, between the look and the call: no sample of this kind.
-        if kind == ROWS[row]:
+        # An instance that froze, or was replaced, between the look and the call gives no sample of this kind.
+        if answer.headers["X-Poold-Start"] == ROWS[row]:
             self.times_s[row].append(took_s)
 
 
-def deploy(daemon: DemoDaemon, client: Client, engine: DemoEngine | None, directory: Path, name: str) -> Example | str:
-    """Deploy one example as its own README says; the reason, when it cannot run here."""
+def deploy(daemon: DemoDaemon, engine: DemoEngine | None, directory: Path, name: str) -> str | None:
+    """Deploy one example, as its own README says; None when it cannot run here, which it tells."""
     home = ROOT / "examples" / name
     spec: dict[str, Any] = yaml.safe_load((home / "function.yaml").read_text())
-    if "image" in spec and "code" not in spec:
-        if engine is None:
-            return "is an image: it needs a Docker engine"
-        engine.build(home, spec["image"])
+    if "code" not in spec:
+        problem = "it is an image, and needs a Docker engine"
+        if engine is not None:
+            problem = engine.build(home, directory, spec["image"])
+        if problem:
+            console.print(f"  left out {name}: {problem}", style="yellow")
+            return None
     spec["pool"] = {**spec.get("pool", {}), "min": 1, "max": 1, "freeze_after_s": FREEZE_AFTER_S}
     if "code" in spec:
         spec["code"] = str((home / spec["code"]).resolve())
@@ -146,13 +154,18 @@ def deploy(daemon: DemoDaemon, client: Client, engine: DemoEngine | None, direct
     started_s = time.monotonic()
     daemon.deploy(file)
     console.print(f"  deployed {name}, its first instance ready, in {time.monotonic() - started_s:.2f} s")
-    return Example(client, spec["name"])
+    return str(spec["name"])
+
+
+def tcp_port(addresses: list[str]) -> int:
+    """The port of the first http://host:port among a daemon's addresses."""
+    return next(int(address.rpartition(":")[2]) for address in addresses if address.startswith("http://"))
 
 
 def table(examples: list[Example]) -> Table:
-    """Start kinds down, functions across; each cell the median and how many times faster than plain."""
-    shown = Table(title="first answer, median (fastest to slowest)", title_justify="left", title_style="bold")
-    shown.add_column("start")
+    """Start kinds down, functions across."""
+    shown = Table(title="time to an answer, median", title_justify="left", title_style="bold")
+    shown.add_column("start", no_wrap=True)
     for example in examples:
         shown.add_column(example.name, justify="right")
     for row in ROWS:
@@ -163,14 +176,15 @@ def table(examples: list[Example]) -> Table:
 
 
 def cell(times_s: list[float], plain_s: list[float]) -> str:
-    """One cell of the table."""
+    """The median, and how many times faster than plain it is."""
     if not times_s:
         return ""
     middle_s = statistics.median(times_s)
-    text = f"{middle_s * 1000:.1f} ms ({min(times_s) * 1000:.1f} to {max(times_s) * 1000:.1f})"
-    if plain_s and times_s is not plain_s:
-        text += f" {statistics.median(plain_s) / middle_s:4.0f}x"
-    return text
+    text = f"{middle_s * 1000:.1f} ms"
+    if not plain_s:
+        return text
+    ratio = statistics.median(plain_s) / middle_s
+    return text + (f" {'':5}" if times_s is plain_s else f" {ratio:4.0f}x" if ratio >= 10 else f" {ratio:4.1f}x")
 
 
 def measure(examples: list[Example], engine: DemoEngine | None, samples: int) -> None:
@@ -197,17 +211,15 @@ def demo(options: argparse.Namespace, directory: Path) -> None:
         console.print(f"poold runs on the [bold]{status['backend']}[/bold] backend: {status['isolation']}")
         for warning in status["warnings"]:
             console.print(f"  {warning}", style="yellow")
-        examples = []
-        for name in EXAMPLES:
-            found = deploy(daemon, client, engine, directory, name)
-            if isinstance(found, Example):
-                examples.append(found)
-            else:
-                console.print(f"  left out [bold]{name}[/bold]: it {found}", style="yellow")
+        connection = http.client.HTTPConnection("127.0.0.1", tcp_port(status["listen"]), timeout=120)
+        stack.callback(connection.close)
+        deployed = [deploy(daemon, engine, directory, name) for name in EXAMPLES]
+        examples = [Example(client, connection, name) for name in deployed if name is not None]
         measure(examples, engine, options.samples)
         console.print()
         console.print(table(examples))
-        console.print("An x is: so many times faster than docker run, same image and limits, up to its first answer.")
+        if engine is not None:
+            console.print("x: so many times faster than a container that is made for one answer, with the same limits")
 
 
 def main(arguments: list[str]) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
+import subprocess
 import time
 import uuid
 from pathlib import Path
@@ -59,7 +61,6 @@ class DemoEngine:
         self._mark = uuid.uuid4().hex[:12]
         self._daemon_id = ""
         self._images_before: set[str] = set()
-        self._built: list[str] = []
 
     def __enter__(self) -> DemoEngine:
         self._images_before = self._images()
@@ -90,18 +91,29 @@ class DemoEngine:
         images += self._client.images.list(filters={"label": "io.poold.userland"})
         return {str(image.id) for image in images}
 
-    def build(self, directory: Path, tag: str) -> None:
-        """Build an example's image, unless it is there. Raises DemoError with the build's last lines."""
+    def build(self, example: Path, directory: Path, tag: str) -> str:
+        """Build an example's image in `directory`, unless it is there. Returns why it cannot be built here, or "".
+
+        Raises DemoError with the build's last lines.
+        """
         with contextlib.suppress(docker.errors.ImageNotFound):
             self._client.images.get(tag)
-            return
+            return ""
+        home = shutil.copytree(example, directory / example.name)  # what build.sh makes is not to stay
+        made = subprocess.run([home / "build.sh", "--context"], capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            return made.stderr.strip().rpartition("\n")[2]
+        self._build(home, tag)
+        return ""
+
+    def _build(self, home: Path, tag: str) -> None:
         try:
-            self._client.images.build(path=str(directory), tag=tag, rm=True, forcerm=True, labels={LABEL_DEMO: "1"})
+            self._client.images.build(path=str(home), tag=tag, rm=True, forcerm=True, labels={LABEL_DEMO: "1"})
         except docker.errors.BuildError as exc:
             lines = [str(line.get("stream") or line.get("error") or "").rstrip() for line in exc.build_log]
             raise DemoError(f"building {tag} failed:\n" + "\n".join([line for line in lines if line][-10:])) from exc
 
-    def plain_start_s(self, instance: str, port: int, path: str) -> float:
+    def plain_start_s(self, instance: dict[str, Any], port: int, path: str) -> float:
         """Create + start + first answer of a new container like the instance's, without poold, in seconds."""
         config = self._config_like(instance)
         started_s = time.perf_counter()
@@ -119,11 +131,13 @@ class DemoEngine:
         api: Any = self._client.api  # types-docker leaves this method untyped
         return str(api.create_container_from_config(config)["Id"])
 
-    def _config_like(self, instance: str) -> dict[str, Any]:
+    def _config_like(self, instance: dict[str, Any]) -> dict[str, Any]:
         """What poold made the container of an instance of."""
-        found = self._client.containers.list(filters={"label": f"{LABEL_INSTANCE}={instance}"})
+        found = self._client.containers.list(filters={"label": f"{LABEL_INSTANCE}={instance['id']}"})
+        # Another poold on this engine may have an instance of the same number; the process id is the engine's own.
+        found = [each for each in found if each.attrs["State"]["Pid"] == instance["pid"]]
         if not found:
-            raise DemoError(f"there is no container of {instance} to make an equal one of")
+            raise DemoError(f"there is no container of instance {instance['id']} to make an equal one of")
         shown = found[0].attrs
         self._daemon_id = shown["Config"]["Labels"][LABEL_DAEMON]
         config = {key: shown["Config"][key] for key in COPIED}
