@@ -49,9 +49,12 @@ class Poold:
     def facts(self) -> dict[str, str]:
         """For the machine's line of a result."""
         status = self.status()
-        engine = status.get("engine") or {}
-        version = engine.get("version") or engine.get("Version") or ""
-        return {"backend": str(status["backend"]), "engine": str(version), "poold": str(status["version"])}
+        engine = status["engine"]
+        version = str(engine.get("engine", ""))  # its address (and version)
+        facts = {"backend": str(status["backend"]), "poold": str(status["version"])}
+        facts["engine"] = version.rpartition("(")[2].rstrip(")")
+        facts["sandbox"] = str(engine.get("sandbox", ""))
+        return facts
 
     def target(self, path: str = "/") -> Target:
         """Where its functions are asked: its first TCP address, else its Unix socket."""

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 from click.testing import CliRunner
 
 from bench import cli, plot, report, start, workload
 from bench.asker import Answer, NoAnswer, parse_stages
 from bench.daemon import Poold, own_poold
+from bench.plain import LABEL_BENCH
 from bench.start import ROWS, Measured, Samples
 from bench.workload import BadWorkload
 from pool.spec import FcSpec, FunctionSpec, PoolSpec
@@ -265,3 +267,19 @@ def test_the_deploy_command(poold: Poold) -> None:
     assert list(shown) == keys
     assert shown["deploy_to_plain"] > 0
     assert shown["machine"]["backend"] == "process"
+
+
+def test_starts_of_containers_are_measured(docker_host: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
+    work = workload.builtin(directory)
+    with own_poold("docker") as running:
+        found, plain = start.measure(running, work, "docker", start.Course(1, 0.0), untold)
+        facts = running.facts()
+    assert "network none" in plain
+    assert facts["backend"] == "docker"
+    assert facts["engine"]
+    result = start.as_result("bench", report.machine(**facts), found, start.Course(1, 0.0), plain)
+    assert result["rows"][0]["plain_to_this"] > 1
+    client = docker.DockerClient.from_env()
+    assert client.containers.list(all=True, filters={"label": LABEL_BENCH}) == []
+    client.close()
