@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from scheduler.errors import JournalError
@@ -17,6 +16,7 @@ FORMAT = "poold-journal"
 VERSION = 1
 
 _EVENTS: dict[str, type[Any]] = {event.__name__: event for event in get_args(Event)}
+_HINTS: dict[type[Any], dict[str, Any]] = {}  # by record, as they are first needed
 
 _Made = TypeVar("_Made")
 
@@ -87,12 +87,9 @@ def _decode_entry(entry: list[Any]) -> Entry:
     return float(now), _made(event, dict(zip(names, values, strict=True)))
 
 
-_hints = cache(get_type_hints)
-
-
 def _made(kind: type[_Made], values: dict[str, Any]) -> _Made:
     """One of our records, each field of the type that it declares."""
-    hints = _hints(kind)
+    hints = _HINTS.get(kind) or _HINTS.setdefault(kind, get_type_hints(kind))
     for name, value in values.items():
         hint = hints[name]
         if hint == dict[str, int]:
