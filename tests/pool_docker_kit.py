@@ -8,14 +8,16 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from docker import APIClient
 
-from pool.backends.base import BackendEvent, Output, StartRequest
+from pool.backends.base import BackendEvent, InstanceExited, Output, StartRequest
 from pool.backends.docker import DockerBackend
 from pool.backends.docker_container import LABEL_DAEMON
 from pool.backends.docker_running import DockerInstance
@@ -159,6 +161,8 @@ def remove_left(url: str, daemon_id: str) -> None:
             client.remove_container(name, force=True, v=True)
 
 
+FOREVER = "while :; do /busybox sleep 1000; done"
+ANSWER = b"HTTP/1.1 "
 GET = b"GET / HTTP/1.0\r\n\r\n"
 
 
@@ -178,6 +182,12 @@ async def ask(running: Any, port: int = PORT) -> bytes:
                 await trio.sleep(0.01)
             finally:
                 channel.close()
+
+
+async def next_exit(backend: DockerBackend) -> InstanceExited:
+    event = await next_event(backend)
+    assert isinstance(event, InstanceExited), event
+    return event
 
 
 async def next_event(backend: DockerBackend) -> BackendEvent:
@@ -204,6 +214,27 @@ async def entered(backend: DockerBackend, url: str, image: str) -> AsyncIterator
         label = {"label": [f"{LABEL_DAEMON}={backend.daemon_id}"]}
         assert client.networks(filters=label) == []
         assert not client.volumes(filters=label)["Volumes"]
+
+
+@pytest.fixture(scope="module")
+def image(docker_host: str) -> Iterator[str]:
+    """Busybox; its user is root, as most images' is."""
+    name = f"poold-test-{uuid.uuid4().hex[:8]}:1"
+    import_image(docker_host, name, busybox_tar(), ['CMD ["/busybox","sleep","1000"]'])
+    yield name
+    with contextlib.closing(client_of(docker_host)) as client:
+        client.remove_image(name)
+
+
+@pytest.fixture
+async def kit(docker_host: str, image: str, tmp_path: Path) -> AsyncIterator[Kit]:
+    """A backend of a daemon of its own."""
+    async with entered(make_backend(docker_host, tmp_path), docker_host, image) as entered_kit:
+        yield entered_kit
+
+
+def make_backend(url: str, tmp_path: Path, daemon_id: str = "") -> DockerBackend:
+    return DockerBackend(daemon_id or uuid.uuid4().hex, tmp_path, docker_host=url)
 
 
 def write_code(folder: Path, script: str) -> str:

@@ -1,56 +1,35 @@
-"""The docker backend against a real engine: containers as they are made, reached, frozen, ended, lost and found."""
+"""The docker backend against a real engine: how instances are made, walled in, reached and frozen."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import uuid
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import pool_docker_kit as kit_module
+import pool_docker_kit
 import pytest
 import trio
-from pool_docker_kit import ANSWERING, GET, PORT, Kit, ask, entered, next_event, write_code
+from pool_docker_kit import (
+    ANSWER,
+    ANSWERING,
+    FOREVER,
+    GET,
+    PORT,
+    Kit,
+    ask,
+    next_exit,
+    write_code,
+)
 
 from pool import netns
 from pool.backends import docker as docker_backend
 from pool.backends import docker_client
-from pool.backends.base import InstanceExited
-from pool.backends.docker import DockerBackend
-from pool.backends.docker_running import DockerInstance
-from pool.errors import ArtifactError, BackendUnavailable, ChannelClosed, StartError
+from pool.errors import BackendUnavailable, ChannelClosed, StartError
 from pool.spec import FunctionSpec, MountSpec, SecuritySpec
 
-ANSWER = b"HTTP/1.1 "
-FOREVER = "while :; do /busybox sleep 1000; done"
-
-
-@pytest.fixture(scope="module")
-def image(docker_host: str) -> Iterator[str]:
-    """Busybox; its user is root, as most images' is."""
-    name = f"poold-test-{uuid.uuid4().hex[:8]}:1"
-    kit_module.import_image(docker_host, name, kit_module.busybox_tar(), ['CMD ["/busybox","sleep","1000"]'])
-    yield name
-    with contextlib.closing(kit_module.client_of(docker_host)) as client:
-        client.remove_image(name)
-
-
-def make_backend(url: str, tmp_path: Path, daemon_id: str = "") -> DockerBackend:
-    return DockerBackend(daemon_id or uuid.uuid4().hex, tmp_path, docker_host=url)
-
-
-@pytest.fixture
-async def kit(docker_host: str, image: str, tmp_path: Path) -> AsyncIterator[Kit]:
-    async with entered(make_backend(docker_host, tmp_path), docker_host, image) as entered_kit:
-        yield entered_kit
-
-
-async def next_exit(backend: DockerBackend) -> InstanceExited:
-    event = await next_event(backend)
-    assert isinstance(event, InstanceExited), event
-    return event
+image = pool_docker_kit.image
+kit = pool_docker_kit.kit
 
 
 # Starting
@@ -117,8 +96,10 @@ async def test_who_the_code_runs_as(kit: Kit, security: SecuritySpec, user: str)
 async def test_the_tag_may_move_and_the_revision_stays(kit: Kit, docker_host: str) -> None:
     name = f"poold-test-{uuid.uuid4().hex[:8]}:1"
     for word in ("first", "second"):
-        data = kit_module.busybox_tar(**{word: ""})
-        kit_module.import_image(docker_host, name, data, ['CMD ["/busybox","sh","-c","echo /*; /busybox sleep 1000"]'])
+        data = pool_docker_kit.busybox_tar(**{word: ""})
+        pool_docker_kit.import_image(
+            docker_host, name, data, ['CMD ["/busybox","sh","-c","echo /*; /busybox sleep 1000"]']
+        )
         if word == "first":
             spec = FunctionSpec(name="pinned", image=name, network="none")
             revision = await kit.revision(spec)
@@ -195,7 +176,7 @@ async def test_a_start_that_cannot_work_says_why(kit: Kit, fields: dict[str, Any
 @pytest.mark.trio
 async def test_an_image_removed_after_the_deployment(kit: Kit, docker_host: str) -> None:
     name = f"poold-test-{uuid.uuid4().hex[:8]}:1"
-    image_id = kit_module.import_image(docker_host, name, kit_module.busybox_tar(x="y"), ['CMD ["/x"]'])
+    image_id = pool_docker_kit.import_image(docker_host, name, pool_docker_kit.busybox_tar(x="y"), ['CMD ["/x"]'])
     revision = await kit.revision(FunctionSpec(name="gone", image=name, network="none"))
     await kit.engine("remove_image", image_id, force=True)
     with pytest.raises(StartError, match="removed from the engine") as caught:
@@ -372,212 +353,4 @@ async def test_a_sample_of_what_it_uses(kit: Kit) -> None:
     for usage in (by_cgroup, by_engine):
         assert 15 < usage.memory_mb < 200
         assert 0 < usage.cpu_s < 20
-    await running.stop(0)
-
-
-# Ending
-
-
-@pytest.mark.trio
-async def test_stop_asks_and_waits(kit: Kit) -> None:
-    script = "trap 'echo bye; exit 7' TERM; echo ready; while :; do /busybox sleep 0.05; done"
-    running = await kit.run(script)
-    await kit.printed.wait_for("ready\n")
-    with trio.fail_after(15):
-        await running.stop(20)
-    assert kit.printed.out == "ready\nbye\n"
-    assert running.exited == "exit code 7"
-    assert await kit.left() == []
-    await running.stop(20)
-
-
-@pytest.mark.trio
-async def test_stop_kills_what_does_not_listen_and_stop_from_two_sides(kit: Kit) -> None:
-    running = await kit.run("trap '' TERM; echo ready; while :; do /busybox sleep 0.05; done")
-    await kit.printed.wait_for("ready\n")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(running.stop, 0.2)
-        nursery.start_soon(running.stop, 0)
-    assert await kit.left() == []
-    assert running.exited
-
-
-@pytest.mark.trio
-async def test_stop_sends_the_images_own_signal(kit: Kit, docker_host: str) -> None:
-    name = f"poold-test-{uuid.uuid4().hex[:8]}:1"
-    kit_module.build_image(docker_host, name, f"FROM {kit.image}\nSTOPSIGNAL SIGUSR1\n")
-    script = "trap 'echo usr1; exit 0' USR1; echo ready; while :; do /busybox sleep 0.05; done"
-    spec = FunctionSpec(name="signal", image=name, entrypoint=("/busybox", "sh", "-c", script), network="none")
-    running = await kit.backend.start(kit.request(await kit.revision(spec)))
-    await kit.printed.wait_for("ready\n")
-    await running.stop(20)
-    assert kit.printed.out == "ready\nusr1\n"
-    assert running.exited == "exit code 0"
-    await kit.engine("remove_image", name)
-
-
-@pytest.mark.parametrize(
-    ("script", "detail"),
-    [
-        ("exit 3", "exit code 3"),
-        ("kill -9 $$", "killed by signal 9 (SIGKILL)"),
-        ("/busybox head -c 100m /dev/zero | /busybox tail", "out of memory"),
-    ],
-)
-@pytest.mark.trio
-async def test_an_instance_that_ends_by_itself_is_reported(kit: Kit, script: str, detail: str) -> None:
-    """It ends only when told to, long after its start."""
-    script = f"{ANSWERING} & trap '{script}; exit $?' USR1; echo ready; while :; do /busybox sleep 0.05; done"
-    running = await kit.run(script, memory_mb=16)
-    await kit.printed.wait_for("ready\n")
-    assert not running.ended.is_set()
-    await kit.engine("kill", running.container_id, signal="USR1")
-    event = await next_exit(kit.backend)
-    assert event == InstanceExited(running.instance_id, detail)
-    assert running.exited == detail
-    await running.stop(1)
-
-
-@pytest.mark.trio
-async def test_a_container_removed_by_somebody_else(kit: Kit) -> None:
-    running = await kit.run(FOREVER)
-    await kit.engine("remove_container", running.container_id, force=True)
-    assert (await next_exit(kit.backend)).instance_id == running.instance_id
-    await running.stop(1)
-
-
-@pytest.mark.trio
-async def test_stop_waits_for_a_removal_that_somebody_else_has_begun(kit: Kit) -> None:
-    running = await kit.run(FOREVER)
-    async with trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(quietly_remove, kit, running.container_id)
-        await running.stop(0)
-        assert await kit.left() == []
-
-
-async def quietly_remove(kit: Kit, container_id: str) -> None:
-    with contextlib.suppress(Exception):
-        await kit.engine("remove_container", container_id, force=True)
-
-
-@pytest.mark.trio
-async def test_what_the_daemon_made_is_made_again_when_somebody_removed_it(kit: Kit, tmp_path: Path) -> None:
-    code = write_code(tmp_path / "code", "#!/bin/sh\necho end\nsleep 1000\n")
-    revision = await kit.revision(FunctionSpec(name="plain", code=code), code)
-    await (await kit.backend.start(kit.request(revision))).stop(0)
-    await kit.engine("remove_network", kit.backend._network_name)
-    running = await kit.backend.start(kit.request(revision))
-    await kit.printed.wait_for("end\n")
-    await running.stop(0)
-    userland, _ = await kit.backend._code.userland()
-    await kit.engine("remove_image", userland, force=True)
-    await (await kit.backend.start(kit.request(revision))).stop(0)
-
-
-# Taking over
-
-
-@pytest.mark.trio
-async def test_a_later_daemon_finds_adopts_and_removes(docker_host: str, image: str, tmp_path: Path) -> None:
-    daemon_id = uuid.uuid4().hex
-    script = f"trap 'echo usr1' USR1; {ANSWERING} & while :; do /busybox sleep 0.05; done"
-    async with make_backend(docker_host, tmp_path, daemon_id) as first:
-        old = Kit(first, docker_host, image)
-        frozen, paused, ended = [await old.run(script) for _ in range(3)]
-        revision = await old.revision(old.shell(script))
-        await frozen.freeze()
-        await old.engine("pause", paused.container_id)
-        await old.engine("kill", ended.container_id)
-        await ended.ended.wait()
-    async with entered(make_backend(docker_host, tmp_path, daemon_id), docker_host, image) as kit:
-        found = {item.instance_id: item for item in await kit.backend.find()}
-        assert set(found) == {running.instance_id for running in (frozen, paused, ended)}
-        assert {item.revision_id for item in found.values()} == {revision.id}
-        assert [found[r.instance_id].running for r in (frozen, paused, ended)] == [True, True, False]
-        assert [found[r.instance_id].frozen for r in (frozen, paused, ended)] == [True, True, False]
-        with pytest.raises(StartError, match="has ended"):
-            await kit.backend.adopt(found[ended.instance_id], revision, kit.printed)
-        taken = await kit.backend.adopt(found[frozen.instance_id], revision, kit.printed)
-        assert await ask(taken) == ANSWER
-        await kit.engine("kill", taken_id(taken), signal="USR1")
-        assert await kit.printed.wait_for("usr1\n") == "usr1\n"
-        assert [item.instance_id for item in await kit.backend.find()] == sorted(
-            [paused.instance_id, ended.instance_id]
-        )
-        assert await kit.backend.reconcile() == 0  # what was found waits for its verdict
-        await kit.backend.remove(found[paused.instance_id])
-        await kit.backend.remove(found[ended.instance_id])
-        assert len(await kit.left()) == 1
-        await kit.engine("kill", taken_id(taken))
-        assert (await next_exit(kit.backend)).instance_id == frozen.instance_id
-        await kit.backend.remove(found[frozen.instance_id])
-
-
-def taken_id(running: Any) -> str:
-    assert isinstance(running, DockerInstance)
-    return running.container_id
-
-
-@pytest.mark.trio
-async def test_a_frozen_container_of_an_earlier_daemon_can_be_removed(
-    docker_host: str, image: str, tmp_path: Path
-) -> None:
-    daemon_id = uuid.uuid4().hex
-    async with make_backend(docker_host, tmp_path, daemon_id) as first:
-        running = await Kit(first, docker_host, image).run(FOREVER)
-        await running.freeze()
-    async with entered(make_backend(docker_host, tmp_path, daemon_id), docker_host, image) as kit:
-        for found in await kit.backend.find():
-            await kit.backend.remove(found)
-
-
-# What is refused before anything starts
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"network": "host"}, "refused"),
-        ({"network": "container:abc"}, "refused"),
-        ({"network": "no-such-network"}, "no network"),
-        ({"memory_mb": 4}, "no less than 6"),
-        ({"security": SecuritySpec(cap_add=("NET_RAW",))}, "does nothing"),
-        ({"image": "Not A Name"}, "not an image's name"),
-        ({"image": "sha256:" + "0" * 64}, "has no image"),
-        ({"image": "127.0.0.1:1/nowhere:1"}, "cannot reach its registry"),
-    ],
-)
-@pytest.mark.trio
-async def test_resolve_refuses(kit: Kit, fields: dict[str, Any], words: str) -> None:
-    spec = FunctionSpec(**({"name": "probe", "image": kit.image} | fields))
-    with pytest.raises(ArtifactError) as caught:
-        await kit.backend.resolve(spec, None, lambda line: None)
-    assert words in caught.value.message
-    assert caught.value.hint
-
-
-@pytest.mark.trio
-async def test_an_image_that_does_not_say_what_to_run(kit: Kit, docker_host: str) -> None:
-    name = f"poold-test-{uuid.uuid4().hex[:8]}:1"
-    kit_module.import_image(docker_host, name, kit_module.busybox_tar(), [])
-    with pytest.raises(ArtifactError, match="does not say what to run"):
-        await kit.backend.resolve(FunctionSpec(name="mute", image=name), None, lambda line: None)
-    await kit.engine("remove_image", name)
-
-
-@pytest.mark.trio
-async def test_bootstraps_are_checked(kit: Kit, tmp_path: Path) -> None:
-    code = write_code(tmp_path / "code", "#!/bin/sh\n")
-    (tmp_path / "code/bootstrap").chmod(0o644)
-    with pytest.raises(ArtifactError, match="not executable"):
-        await kit.revision(FunctionSpec(name="plain", code=code), code)
-
-
-@pytest.mark.trio
-async def test_what_ended_while_nobody_listened_is_still_told(kit: Kit) -> None:
-    running = await kit.run("exit 0")
-    with trio.fail_after(10):
-        await running.ended.wait()
-    assert await next_exit(kit.backend) == InstanceExited(running.instance_id, "exit code 0")
     await running.stop(0)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pool_docker_kit as kit_module
 import pytest
 import trio
-from pool_docker_kit import ANSWERING, Printed, ask, entered, next_event, write_code
+from pool_docker_kit import ANSWERING, FOREVER, Printed, ask, entered, next_event, write_code
 
 from pool.backends.base import BackendBack, BackendLost, InstanceExited
 from pool.backends.docker import DockerBackend
@@ -23,7 +23,6 @@ from pool.errors import BackendUnavailable
 from pool.spec import FunctionSpec
 from scripts.engine import Engine
 
-FOREVER = "while :; do /busybox sleep 1000; done"
 ON_SIGNAL = "trap 'echo usr1' USR1; echo ready; while :; do /busybox sleep 0.05; done"
 
 

@@ -47,7 +47,6 @@ from pool.spec import Artifact, FunctionSpec, Revision
 EVENTS_KEPT = 1024  # unread events; then the engine's stream is read no further until they are
 CLEAN_UP_S = 20.0  # for removing what a failed or cancelled start has made; recovery does the rest
 RECONCILE_EVERY_S = 30.0
-CODE_USER = "65534"
 OWN_NETWORK = "poold"
 
 
@@ -102,6 +101,7 @@ class DockerBackend:
         async with AsyncExitStack() as stack:
             stack.callback(self._engine.close)
             self._version = await self._engine.negotiate()
+            await self._feed.check()
             stack.callback(self._census.release)
             self._nursery = await stack.enter_async_context(trio.open_nursery())
             await self._nursery.start(self._feed.run)
@@ -164,10 +164,9 @@ class DockerBackend:
 
     async def _with_code(self, spec: FunctionSpec, code_path: str, base: Artifact) -> Artifact:
         user = effective_user(spec, base)
-        as_other = self._code.shares_files and user.partition(":")[0] == CODE_USER
 
         def look() -> tuple[str, int]:
-            check_code(spec, code_path, as_other=as_other)
+            check_code(spec, code_path, as_other=self._is_other(user, code_path))
             facts = code_facts(code_path)
             return facts.digest, facts.size_mb
 
@@ -176,6 +175,18 @@ class DockerBackend:
             await self._code.userland()
         digest = f"{base.image}+{digest}" if base.image else digest
         return msgspec.structs.replace(base, digest=digest, code_path=code_path, size_mb=base.size_mb + size_mb)
+
+    def _is_other(self, user: str, code_path: str) -> bool:
+        """Whether code in a container is somebody else's than `user`'s. Copies belong to root."""
+        uid = user.partition(":")[0]
+        if not user or is_root(user):
+            return False
+        if not self._code.shares_files or not uid.isdigit():
+            return True
+        try:
+            return Path(code_path).stat().st_uid != int(uid)
+        except OSError:
+            return False  # check_code says it better
 
     # Instances
 

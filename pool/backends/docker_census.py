@@ -19,6 +19,7 @@ from pool.errors import BackendUnavailable, StartError
 STRAY_AFTER_S = 60.0  # an unknown container younger than this may be one that is just being looked at
 ALIVE = frozenset({"running", "paused"})
 FIND_AT_ONCE = 4
+KILLED = 137
 
 
 class Census:
@@ -71,9 +72,10 @@ class Census:
         instance = self._the(instance_id, container_id)
         if instance is None:
             return
-        if exit_code == 137 and not instance.out_of_memory and not instance.stopping:
+        if exit_code == KILLED and not instance.out_of_memory and not instance.stopping:
             instance.out_of_memory = await self._was_out_of_memory(container_id)
-        await self._ended(instance, exit_text(exit_code, instance.out_of_memory))
+        # An instance may live on when the kernel killed a child of it, and end well much later.
+        await self._ended(instance, exit_text(exit_code, instance.out_of_memory and exit_code != 0))
 
     def on_out_of_memory(self, instance_id: str, container_id: str) -> None:
         """See docker_events.Watcher. The kernel may have killed a child only; if the instance ends, this is why."""

@@ -64,8 +64,18 @@ class EventFeed:
         """Somebody else found the engine not to answer: drop the stream and open a new one."""
         self._scope.cancel()
 
+    async def check(self) -> None:
+        """That the engine gives its events at all. Raises BackendUnavailable."""
+        try:
+            await (await open_stream(self._engine, "GET", "/events", self._query)).aclose()
+        except EngineRefused as exc:
+            raise BackendUnavailable(
+                f"the engine at {self._engine.endpoint.host} does not give its events: {exc.message}",
+                hint="a proxy before it must allow GET /events, and the containers', images' and networks' paths",
+            ) from exc
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Never returns. Started when the first stream is open."""
+        """Never returns. Started when the first stream is open; check() first."""
         retry_s = RETRY_FIRST_S
         first_try = True
         while True:
