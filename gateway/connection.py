@@ -182,10 +182,14 @@ class Connection:
         """The next request, with its body when that is small. None: no more. Answers what is no request."""
         reader = self._reader
         messages = reader.messages
+        receive = self._channel.receive
         try:
             while not messages or not messages[0].head_done:
-                if not await self._feed():
+                data = await receive()
+                if not data:
                     return None
+                self.activity += 1
+                reader.feed(data)
                 if self.phase is Phase.IDLE:
                     self.phase = Phase.HEAD
             message = self._message = messages.popleft()
@@ -244,7 +248,7 @@ class Connection:
 
     # --- answers ---
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes | memoryview) -> None:
         """Send bytes of an answer. Raises ClientGone."""
         self.phase = Phase.BODY
         try:
@@ -263,7 +267,13 @@ class Connection:
             data = b"%b%b%b\r\n" % (status_line(status), head, close)
         else:
             data = b"%b%bcontent-length: %d\r\n%b\r\n%b" % (status_line(status), head, len(body), close, body)
-        await self.send(data)
+        try:
+            sent = self._channel.try_send(data)
+        except ChannelClosed as exc:
+            raise ClientGone from exc
+        self.activity += 1
+        if sent != len(data):
+            await self.send(memoryview(data)[sent:])
 
     async def reply_stream(self, status: int, head: bytes, length: int | None, first: bytes, rest: BodySource) -> None:
         """Send an answer as it comes, with back-pressure. An answer that breaks off closes the connection."""

@@ -27,6 +27,11 @@ class Channel(Protocol):
         Raises ChannelClosed. When cancelled, part of the data may have been sent.
         """
 
+    def try_send(self, data: bytes) -> int:
+        """Send what can be sent at once; how many bytes that was. For the invocation path: no coroutine.
+
+        Raises ChannelClosed. What is left goes to send_all()."""
+
     async def receive(self) -> bytes:
         """Wait for bytes; b"" at the end of the stream. Raises ChannelClosed on a reset. Cancelling loses nothing."""
 
@@ -53,24 +58,29 @@ class SocketChannel:
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See Channel.send_all."""
-        try:
-            sent = self._send(data)
-            if sent == len(data):
-                return
-        except BlockingIOError:
-            sent = 0
-        except OSError as exc:
-            raise ChannelClosed(str(exc)) from exc
-        view = memoryview(data)[sent:]
+        view = memoryview(data)
         while view:
             try:
-                await trio.lowlevel.wait_writable(self.sock)
-                sent = self._send(view)
+                view = view[self._send(view) :]
             except BlockingIOError:
-                continue
-            except (OSError, trio.ClosedResourceError) as exc:
+                await self._wait_writable()
+            except OSError as exc:
                 raise ChannelClosed(str(exc)) from exc
-            view = view[sent:]
+
+    async def _wait_writable(self) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self.sock)
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise ChannelClosed(str(exc)) from exc
+
+    def try_send(self, data: bytes) -> int:
+        """See Channel.try_send."""
+        try:
+            return self._send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise ChannelClosed(str(exc)) from exc
 
     async def receive(self) -> bytes:
         """See Channel.receive. Always waits for readiness first: bytes are rarely there when it is called."""

@@ -14,6 +14,7 @@ from pool.upload import Upload
 from pool.wire.http1 import BadMessage, Limits, ResponseReader
 
 WHOLE_BYTES = 65_536  # an answer up to this size is read whole before it is passed on
+SETTLE_S = 0.005  # code answers at the last byte of a body, before the body's source says that it was the last
 IDLE_CHECK_S = 0.005  # a connection at rest longer than this is looked at before it is used
 
 # An instance may send more than a client may, but not without end.
@@ -67,7 +68,9 @@ class Http1Connection:
             await self._exchange_streaming(head, stream, chunked)
             return reader
         try:
-            await self._channel.send_all(head)
+            sent = self._channel.try_send(head)
+            if sent != len(head):
+                await self._channel.send_all(memoryview(head)[sent:])
         except ChannelClosed as exc:
             # An instance may answer (413, say) and close without reading all; the answer may be there.
             await self._read_head(f"it closed the connection while the request was sent ({exc})")
@@ -186,5 +189,6 @@ class Http1Connection:
 
     async def _end_upload(self, upload: Upload) -> None:
         self._upload = None
+        await upload.settle(SETTLE_S)
         self.reusable = self.reusable and upload.complete
         await upload.stop()

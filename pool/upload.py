@@ -48,6 +48,12 @@ class Upload:
         """Send no more."""
         self._scope.cancel()
 
+    async def settle(self, limit_s: float) -> None:
+        """Wait for the end of the sending, but not long."""
+        if not self._ended.is_set():
+            with trio.move_on_after(limit_s):
+                await self._ended.wait()
+
     async def stop(self) -> None:
         """Send no more; returns when the source is no longer in use. Not cut short by a cancellation."""
         self._scope.cancel()

@@ -87,14 +87,19 @@ class SimulatedChannel:
         self._changed = trio.Event()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """See Channel.send_all. Like a socket's buffer it takes bytes for a frozen instance too."""
+        """See Channel.send_all."""
+        self.try_send(bytes(data))
+
+    def try_send(self, data: bytes) -> int:
+        """See Channel.try_send. Like a socket's buffer it takes bytes for a frozen instance too."""
         if self._closed or self._ended or self._inside.exited is not None:
             raise ChannelClosed("the simulated instance has closed the connection")
         try:
-            self._parser.feed_data(bytes(data))
+            self._parser.feed_data(data)
         except httptools.HttpParserError:
             self._add(self._inside.now_s, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
             self._add(self._inside.now_s, None)
+        return len(data)
 
     async def receive(self) -> bytes:
         """See Channel.receive."""
