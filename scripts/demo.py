@@ -180,7 +180,7 @@ def cell(times_s: list[float], plain_s: list[float]) -> str:
     if not times_s:
         return ""
     middle_s = statistics.median(times_s)
-    text = f"{middle_s * 1000:.1f} ms"
+    text = f"{middle_s * 1000:.0f} ms" if middle_s >= 0.1 else f"{middle_s * 1000:.1f} ms"
     if not plain_s:
         return text
     ratio = statistics.median(plain_s) / middle_s

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # What a decision may be made of: data types, and nothing that reads a clock, chance, a file or the network.
 PURE = frozenset(
     {"__future__", "abc", "bisect", "collections", "collections.abc", "copy", "dataclasses", "enum", "functools"}
-    | {"hashlib", "heapq", "itertools", "math", "operator", "statistics", "types", "typing"}
+    | {"hashlib", "heapq", "itertools", "json", "math", "operator", "statistics", "types", "typing"}
 )
 IMPURE_CALLS = frozenset({"open", "print", "input", "eval", "exec", "__import__", "breakpoint"})
 
