@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
+import psutil
 
 from bench.target import Target, parse_target
 from gateway.client import Client, function_path
@@ -55,6 +56,13 @@ class Poold:
         facts["engine"] = version.rpartition("(")[2].rstrip(")")
         facts["sandbox"] = str(engine.get("sandbox", ""))
         return facts
+
+    def process(self) -> psutil.Process:
+        """The daemon's process. Raises DaemonFailed when it is not on this host."""
+        try:
+            return psutil.Process(int(self.status()["pid"]))
+        except psutil.NoSuchProcess:
+            raise DaemonFailed("the daemon's process is not on this host: measure where it runs") from None
 
     def target(self, path: str = "/") -> Target:
         """Where its functions are asked: its first TCP address, else its Unix socket."""

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
 
 from bench import load, report, workload
 from bench.daemon import Poold, poold_to_measure
@@ -39,6 +42,7 @@ class Series:
     p99_ms: list[float] = field(default_factory=list)
     requests_per_s: list[float] = field(default_factory=list)
     generator_cpu: list[float] = field(default_factory=list)
+    cpu_us: list[float] = field(default_factory=list)  # of the target's own process, for each request
 
     def medians(self) -> dict[str, float]:
         """Over the rounds."""
@@ -47,15 +51,29 @@ class Series:
             "p99_ms": round(statistics.median(self.p99_ms), 4),
             "requests_per_s": round(statistics.median(self.requests_per_s), 1),
             "generator_cpu": round(statistics.median(self.generator_cpu), 2),
+            "cpu_us": round(statistics.median(self.cpu_us), 1),
         }
 
 
 Measured = dict[int, dict[str, Series]]  # connections -> target -> series
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Something to measure: where it is asked, and the process whose time it takes."""
+
+    url: str
+    process: psutil.Process
+
+    def cpu_s(self) -> float:
+        """What it has used so far; its children are not its own time."""
+        times = self.process.cpu_times()
+        return times.user + times.system
+
+
 @contextlib.contextmanager
-def printing_server(command: Sequence[str], env: dict[str, str] | None = None) -> Iterator[str]:
-    """A program that prints "listening on HOST:PORT" first; its address. Ends it at the end. Raises TargetFailed."""
+def printing_server(command: Sequence[str], env: dict[str, str] | None = None) -> Iterator[Program]:
+    """A program that prints "listening on HOST:PORT" first. Ends it at the end. Raises TargetFailed."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=env)
     try:
         assert process.stdout is not None
@@ -63,7 +81,7 @@ def printing_server(command: Sequence[str], env: dict[str, str] | None = None) -
         address = line.removeprefix("listening on ")
         if address == line:
             raise TargetFailed(f"{' '.join(command)} did not start: {line or 'it said nothing'}")
-        yield address
+        yield Program(f"http://{address}/", psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait()
@@ -77,8 +95,10 @@ def order_of(round_number: int) -> tuple[str, ...]:
     return TARGETS[shift:] + TARGETS[:shift]
 
 
-def one(url: str, connections: int, duration_s: float, series: Series) -> None:
+def one(program: Program, connections: int, duration_s: float, series: Series) -> None:
     """One measurement. Raises TargetFailed."""
+    url = program.url
+    before_s = program.cpu_s()
     outcome = Engine(Plan(url=url, connections=connections, duration_s=duration_s)).run()  # a Ctrl-C ends the whole run
     if outcome.errors or not outcome.answers:
         errors = ", ".join(f"{kind} {count}" for kind, count in outcome.errors.items()) or "no answers"
@@ -88,18 +108,19 @@ def one(url: str, connections: int, duration_s: float, series: Series) -> None:
     series.p99_ms.append(result["latency_ms"]["all"]["p99"])
     series.requests_per_s.append(result["requests_per_s"])
     series.generator_cpu.append(result["generator_cpu"])
+    series.cpu_us.append((program.cpu_s() - before_s) / outcome.answers * 1e6)
 
 
-def measure(urls: dict[str, str], rounds: int, duration_s: float, tell: OnProgress) -> Measured:
+def measure(programs: dict[str, Program], rounds: int, duration_s: float, tell: OnProgress) -> Measured:
     """Rounds of every target at every number of connections, interleaved. Raises TargetFailed."""
     measured: Measured = {count: {target: Series() for target in TARGETS} for count in CONNECTIONS}
     for target in TARGETS:
-        one(urls[target], max(CONNECTIONS), WARM_UP_S, Series())
+        one(programs[target], max(CONNECTIONS), WARM_UP_S, Series())
     for number in range(rounds):
         for connections in CONNECTIONS:
             for target in order_of(number):
                 tell(f"round {number + 1} of {rounds}: {target}, {connections} connections")
-                one(urls[target], connections, duration_s, measured[connections][target])
+                one(programs[target], connections, duration_s, measured[connections][target])
     return measured
 
 
@@ -111,7 +132,7 @@ def rows_of(measured: Measured) -> list[dict[str, Any]]:
         for above, below in (("poold", "proxy"), ("poold", "direct"), ("proxy", "direct")):
             ratios[f"{above}/{below}"] = {
                 name: _rounded(report.median_ratio(getattr(targets[above], name), getattr(targets[below], name)))
-                for name in ("p50_ms", "p99_ms", "requests_per_s")
+                for name in ("p50_ms", "p99_ms", "requests_per_s", "cpu_us")
             }
         row = {"connections": connections, **{target: series.medians() for target, series in targets.items()}}
         rows.append({**row, "ratios": ratios})
@@ -131,14 +152,16 @@ def run(host: str | None, backend: str, rounds: int, duration_s: float, tell: On
         tell("starting the function, the proxy and poold")
         env = {**os.environ, "HOST": "127.0.0.1", "PORT": "0"}
         direct = stack.enter_context(printing_server([str(work.code / "bootstrap")], env))
-        proxy = stack.enter_context(printing_server([sys.executable, "-m", "bench.proxy", "--upstream", direct]))
+        proxy = stack.enter_context(
+            printing_server([sys.executable, "-m", "bench.proxy", "--upstream", urlsplit(direct.url).netloc])
+        )
         poold: Poold = stack.enter_context(poold_to_measure(host, backend))
         spec = work.variant("overhead", PoolSpec(min=1, max=1, freeze_after_s=None), concurrency=SLOTS)
         poold.deploy(spec, work.code)
-        base = poold.target().host
-        urls = {"direct": f"http://{direct}/", "proxy": f"http://{proxy}/", "poold": f"http://{base}/fn/{spec.name}/"}
+        url = f"http://{poold.target().host}/fn/{spec.name}/"
+        programs = {"direct": direct, "proxy": proxy, "poold": Program(url, poold.process())}
         facts = report.machine(**poold.facts())
-        measured = measure(urls, rounds, duration_s, tell)
+        measured = measure(programs, rounds, duration_s, tell)
     return report.result(
         "overhead", facts, rounds=rounds, duration_s=duration_s, rows=rows_of(measured), warnings=warnings(measured)
     )
@@ -171,15 +194,22 @@ def show(result: dict[str, Any]) -> None:
                     report.ms(values["p50_ms"]),
                     report.ms(values["p99_ms"]),
                     f"{values['requests_per_s']:,.0f}",
+                    f"{values['cpu_us']:.0f}",
                     report.times(ratio.get("p50_ms")),
                     report.times(ratio.get("p99_ms")),
                     report.times(ratio.get("requests_per_s")),
+                    report.times(ratio.get("cpu_us")),
                 ]
             )
-    columns = ("connections, target", "p50 ms", "p99 ms", "requests/s", "p50 / proxy", "p99 / proxy", "req/s / proxy")
+    absolute = ("p50 ms", "p99 ms", "requests/s", "cpu µs each")
+    columns = ("connections", *absolute, "p50 / proxy", "p99 / proxy", "req/s / proxy", "cpu / proxy")
     title = f"medians of {result['rounds']} interleaved rounds of {result['duration_s']:g} s"
     out.print(report.table(title, columns, rows), markup=False)
-    out.print("ratios are medians of the rounds' own ratios; the generator's time is in every figure", style="dim")
+    out.print(
+        "ratios: medians of the rounds' own ratios. The generator's time is in every figure but cpu, which is",
+        style="dim",
+    )
+    out.print("the target's own process: least disturbed by whatever else runs here.", style="dim")
     out.print(report.machine_line(result["machine"]), style="dim", markup=False)
     for warning in result["warnings"]:
         out.print(f"warning: {warning}", style="yellow", markup=False)

@@ -71,12 +71,12 @@ def run(
         fill(poold, directory, functions, frozen, tell)
         status = poold.status()
         facts = report.machine(**poold.facts())
+        process = poold.process()
+        time.sleep(SETTLE_S)
         try:
-            process = psutil.Process(int(status["pid"]))
-            time.sleep(SETTLE_S)
             return as_result(facts, status, *watch(process, seconds, tell))
         except psutil.NoSuchProcess:
-            raise DaemonFailed("the daemon's process is not on this host, or ended: measure where it runs") from None
+            raise DaemonFailed("the daemon ended while it was watched") from None
 
 
 def watch(

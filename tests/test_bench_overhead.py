@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from bench import cli, overhead
 from bench.asker import Asker, NoAnswer
-from bench.overhead import Series, TargetFailed, order_of, printing_server, rows_of
+from bench.overhead import Program, Series, TargetFailed, order_of, printing_server, rows_of
 from bench.target import parse_target
 
 # The function that is measured
@@ -24,8 +24,8 @@ from bench.target import parse_target
 @pytest.fixture
 def function_address() -> Iterator[str]:
     command = [sys.executable, "-m", "bench.function_server"]
-    with printing_server(command, {**os.environ, "HOST": "127.0.0.1", "PORT": "0"}) as address:
-        yield address
+    with printing_server(command, {**os.environ, "HOST": "127.0.0.1", "PORT": "0"}) as program:
+        yield program.url.removeprefix("http://").rstrip("/")
 
 
 def test_the_function_answers_whatever_is_asked(function_address: str) -> None:
@@ -81,7 +81,7 @@ def test_nobody_always_comes_first() -> None:
 
 
 def series(p50_ms: list[float], requests_per_s: list[float], cpu: float = 0.5) -> Series:
-    return Series(p50_ms, [2 * value for value in p50_ms], requests_per_s, [cpu] * len(p50_ms))
+    return Series(p50_ms, [2 * value for value in p50_ms], requests_per_s, [cpu] * len(p50_ms), p50_ms)
 
 
 def test_the_result_of_overhead_has_a_stable_shape() -> None:
@@ -89,9 +89,9 @@ def test_the_result_of_overhead_has_a_stable_shape() -> None:
     targets["poold"] = series([0.15, 0.3], [6000, 2000])
     (row,) = rows_of({1: targets})
     assert list(row) == ["connections", "direct", "proxy", "poold", "ratios"]
-    assert list(row["poold"]) == ["p50_ms", "p99_ms", "requests_per_s", "generator_cpu"]
+    assert list(row["poold"]) == ["p50_ms", "p99_ms", "requests_per_s", "generator_cpu", "cpu_us"]
     assert list(row["ratios"]) == ["poold/proxy", "poold/direct", "proxy/direct"]
-    assert row["ratios"]["poold/proxy"] == {"p50_ms": 1.5, "p99_ms": 1.5, "requests_per_s": 0.625}
+    assert row["ratios"]["poold/proxy"] == {"p50_ms": 1.5, "p99_ms": 1.5, "requests_per_s": 0.625, "cpu_us": 1.5}
     assert overhead.warnings({1: targets}) == []
     targets["direct"] = series([0.05], [16000], cpu=0.99)
     (warning,) = overhead.warnings({1: targets})
@@ -109,8 +109,9 @@ def test_a_program_that_does_not_start() -> None:
 def test_a_target_that_fails_is_no_measurement() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
+        program = Program(f"http://127.0.0.1:{reserved.getsockname()[1]}/", psutil.Process())
         with pytest.raises(TargetFailed, match="connect"):
-            overhead.one(f"http://127.0.0.1:{reserved.getsockname()[1]}/", 1, 0.05, Series())
+            overhead.one(program, 1, 0.05, Series())
 
 
 def test_overhead_with_a_poold_of_its_own() -> None:
