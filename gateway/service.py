@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import signal
 import sys
@@ -41,6 +42,7 @@ from scheduler.model import HostLimits
 
 log = structlog.get_logger("poold")
 
+SAMPLE_S = 15.0
 STALLED_S = 5.0  # the scheduler wanted a tick this long ago: no more signs of life to systemd
 
 
@@ -173,6 +175,7 @@ class Daemon:
             log.info("listening", addresses=list(self.listen))
             nursery.start_soon(self._tell_ready, registry)
             nursery.start_soon(self._watchdog)
+            nursery.start_soon(self._sample)
             await self._stop.wait()
             self.draining = True
             systemd.notify("STOPPING=1\nSTATUS=draining")
@@ -246,6 +249,12 @@ class Daemon:
                 log.error("the scheduler does not get its ticks", overdue_s=round(overdue_s, 3))
             await trio.sleep(interval_s)
 
+    async def _sample(self) -> None:
+        """Measure the instances' memory now and then, for status and for recycling by memory."""
+        while True:
+            await trio.sleep(SAMPLE_S)
+            await self._dispatcher.sample()
+
 
 def server_limits(config: Config) -> ServerLimits:
     """The HTTP server's limits as configured."""
@@ -271,6 +280,10 @@ def run_daemon(config_path: Path | None, config: Config, overrides: dict[str, An
         sys.stderr.write(f"poold: {exc}\n")
         return 2
     set_up_logging(config.daemon.log_format, config.daemon.log_level)
+    # What is loaded by now stays: the collector need not look at it again, nor run after every few requests.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     daemon = Daemon(config_path, config, overrides)
     fatal: list[BaseException] = []
     try:

@@ -217,6 +217,7 @@ class Dispatcher:
         """Measure the memory of every instance: MB by instance. The core learns it too (recycling by memory)."""
         found: dict[str, float] = {}
         for instance in list(self._instances.values()):
+            await trio.lowlevel.checkpoint()  # others' turn: a sample is often a read without a wait
             try:
                 usage = await instance.running.sample()
             except (OSError, BackendUnavailable):
@@ -253,7 +254,8 @@ class Dispatcher:
         if reject.reason is RejectReason.BACKEND_DOWN and self.backend_problem:
             rejected.message = self.backend_problem
         elif reject.reason is RejectReason.CRASH_LOOP and error is not None:
-            rejected.message = f"{reject.detail or 'its starts keep failing'}; the last: {error.message}"
+            rejected.message = f"its starts keep failing, so it is not started for a while; the last: {error.message}"
+            rejected.hint = error.hint
         return rejected
 
     # --- recovery and the end ---

@@ -33,8 +33,8 @@ ReadMarker = Callable[[str], tuple[str, bool] | None]  # a line -> (invocation, 
 class InstanceLog:
     """The last lines of one instance, at most `keep_bytes` of them; the oldest go first.
 
-    A line belongs to the invocation that alone holds the instance when it arrives; with several at a time only
-    markers that the code prints can tell: a contract that knows such sets `read_marker`.
+    A line belongs to the invocation that alone holds the instance when it arrives, or held it last; with several at a
+    time only markers that the code prints can tell: a contract that knows such sets `read_marker`.
     """
 
     __slots__ = (
@@ -44,9 +44,11 @@ class InstanceLog:
         "_claimed",
         "_held",
         "_keep_bytes",
+        "_left",
         "_lines",
         "_on_line",
         "_partial",
+        "_shared",
         "dropped",
         "instance",
         "read_marker",
@@ -63,6 +65,8 @@ class InstanceLog:
         self._allowance = float(LINES_BURST)
         self._allowed_at_s = time.monotonic()
         self._held: set[str] = set()
+        self._shared = False  # several held it at a time since it was last free
+        self._left = ""  # the last to hold it, until the next: output often comes after the answer
         self._claimed: str | None = None  # by a marker: what follows is this invocation's
         self.read_marker: ReadMarker | None = None
 
@@ -70,11 +74,18 @@ class InstanceLog:
         """An invocation begins to use the instance."""
         if not self._held:
             self._claimed = None  # an earlier one that never printed its end
+            self._left = ""
+            self._shared = False
+        else:
+            self._shared = True
         self._held.add(invocation)
 
     def leave(self, invocation: str) -> None:
         """An invocation is done with the instance."""
-        self._held.discard(invocation)
+        held = self._held
+        held.discard(invocation)
+        if not held and not self._shared:
+            self._left = invocation
 
     def write(self, stream: Output, data: bytes) -> None:
         """Take bytes as they come; whole lines are kept, the rest waits for its newline or for close()."""
@@ -136,7 +147,13 @@ class InstanceLog:
                 elif self._claimed == marker[0]:
                     self._claimed = None
             else:
-                self._keep(stream, text, self._claimed or (next(iter(self._held)) if len(self._held) == 1 else ""))
+                self._keep(stream, text, self._claimed or self._owner())
+
+    def _owner(self) -> str:
+        """The invocation that alone held the instance last, or holds it."""
+        if not self._held:
+            return self._left
+        return "" if self._shared else next(iter(self._held))
 
     def _keep(self, stream: Output, text: str, invocation: str) -> None:
         entry = LogLine(time.time(), self.instance, invocation, stream, text)

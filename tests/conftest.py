@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from scripts.engine import Engine
+
+
+# Simulations log thousands of lines, which cost more than the simulation. A test that wants them configures its own.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from pool.contracts.registry import CONTRACTS
 from pool.dispatcher import Dispatcher
 from pool.errors import BadAnswer, ExchangeError, Rejected, StartError
 from pool.recovery import recover
-from pool.spec import FunctionSpec, PoolSpec, QueueSpec, Revision, make_revision
+from pool.spec import FunctionSpec, PoolSpec, Revision, make_revision
 from scheduler.model import HostLimits, InstanceState, RejectReason, StartKind
 
 
@@ -162,7 +162,9 @@ async def test_an_invocation_cut_in_the_middle_costs_the_instance(autojump_clock
 
 
 @pytest.mark.trio
-@pytest.mark.parametrize(("ask", "error"), [(b"garbage", BadAnswer), (b"die", ExchangeError), (b"close", ExchangeError)])
+@pytest.mark.parametrize(
+    ("ask", "error"), [(b"garbage", BadAnswer), (b"die", ExchangeError), (b"close", ExchangeError)]
+)
 async def test_an_instance_that_fails_an_invocation_is_replaced(autojump_clock, ask, error):
     backend = SimulatedBackend(1)
     async with running(backend) as dispatcher:

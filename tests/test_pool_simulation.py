@@ -22,7 +22,7 @@ from pool.spec import FunctionSpec, PoolSpec, QueueSpec, Revision, make_revision
 from scheduler.model import HostLimits
 
 MEMORY_MB = 1024
-LENGTH_S = 120.0
+LENGTH_S = 60.0
 
 
 class Life:
@@ -165,7 +165,7 @@ class Life:
 
 @given(st.random_module(), st.integers(min_value=0, max_value=2**32))
 @settings(
-    max_examples=25,
+    max_examples=20,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # a seed cannot be shrunk to anything simpler
