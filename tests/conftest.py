@@ -12,7 +12,6 @@ import structlog
 
 from scripts.engine import Engine
 
-
 # Simulations log thousands of lines, which cost more than the simulation. A test that wants them configures its own.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 

@@ -371,5 +371,5 @@ async def test_a_killed_daemon_leaves_nothing_that_the_next_does_not_remove(
     async with kind.open() as backend:
         assert await backend.find() == []
         with trio.fail_after(20):
-            while await trio.to_thread.run_sync(kind.leftovers):  # noqa: ASYNC110 - the kernel ends them, and tells nobody
+            while await trio.to_thread.run_sync(kind.leftovers):
                 await trio.sleep(0.01)
