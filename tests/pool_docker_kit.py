@@ -216,6 +216,18 @@ async def entered(backend: DockerBackend, url: str, image: str) -> AsyncIterator
         assert not client.volumes(filters=label)["Volumes"]
 
 
+@contextlib.asynccontextmanager
+async def earlier(backend: DockerBackend, url: str, image: str) -> AsyncIterator[Kit]:
+    """A backend that goes without its instances, for a later one to find; should the test fail in it, nothing stays."""
+    try:
+        async with backend:
+            yield Kit(backend, url, image)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(remove_left, url, backend.daemon_id)
+        raise
+
+
 @pytest.fixture(scope="module")
 def image(docker_host: str) -> Iterator[str]:
     """Busybox; its user is root, as most images' is."""

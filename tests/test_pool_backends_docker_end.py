@@ -16,6 +16,7 @@ from pool_docker_kit import (
     FOREVER,
     Kit,
     ask,
+    earlier,
     entered,
     make_backend,
     next_exit,
@@ -139,8 +140,7 @@ async def test_what_the_daemon_made_is_made_again_when_somebody_removed_it(kit: 
 async def test_a_later_daemon_finds_adopts_and_removes(docker_host: str, image: str, tmp_path: Path) -> None:
     daemon_id = uuid.uuid4().hex
     script = f"trap 'echo usr1' USR1; {ANSWERING} & while :; do /busybox sleep 0.05; done"
-    async with make_backend(docker_host, tmp_path, daemon_id) as first:
-        old = Kit(first, docker_host, image)
+    async with earlier(make_backend(docker_host, tmp_path, daemon_id), docker_host, image) as old:
         frozen, paused, ended = [await old.run(script) for _ in range(3)]
         revision = await old.revision(old.shell(script))
         await frozen.freeze()
@@ -181,8 +181,9 @@ async def test_a_frozen_container_of_an_earlier_daemon_can_be_removed(
     docker_host: str, image: str, tmp_path: Path
 ) -> None:
     daemon_id = uuid.uuid4().hex
-    async with make_backend(docker_host, tmp_path, daemon_id) as first:
-        running = await Kit(first, docker_host, image).run(FOREVER)
+    async with earlier(make_backend(docker_host, tmp_path, daemon_id), docker_host, image) as old:
+        running = await old.run(f"echo ready; {FOREVER}")
+        await old.printed.wait_for("ready\n")
         await running.freeze()
     async with entered(make_backend(docker_host, tmp_path, daemon_id), docker_host, image) as kit:
         for found in await kit.backend.find():
