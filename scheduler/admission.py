@@ -33,7 +33,8 @@ class Admission:
         if tenant.running >= tenant.limit:
             return tenant.blocked
         if host.running >= host.max_concurrency:
-            return host.blocked
+            # Full although some of it is reserved: what others run is from before that was deployed.
+            return host.owed if function.running < function.reserved else host.blocked
         if function.running >= function.reserved and host.shared_running >= host.shared_max:
             return host.blocked
         return None

@@ -96,7 +96,11 @@ class Deployments:
     def _settle_all(self, now: float, out: list[Action]) -> None:
         """A limit of the host moved: everybody is asked anew, in the turn they had."""
         ledger = self._ledger
-        waiting = [*self._host.blocked, *(r for tenant in ledger.tenants.values() for r in tenant.blocked)]
+        waiting = [
+            *self._host.owed,
+            *self._host.blocked,
+            *(r for tenant in ledger.tenants.values() for r in tenant.blocked),
+        ]
         for revision in waiting:
             self._serving.unblock(revision)
         for revision in dict.fromkeys((*waiting, *ledger.revisions.values())):

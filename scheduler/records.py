@@ -161,6 +161,7 @@ class Host(Timed):
     backend_down: str | None = None
     memory_short: bool = False  # somebody waits for memory that an instance falling idle could give
     blocked: dict[Revision, None] = field(default_factory=dict)  # wait for host concurrency, in turn
+    owed: dict[Revision, None] = field(default_factory=dict)  # the same, but within what is reserved for them
 
 
 Lease: TypeAlias = tuple[Instance, float]  # who serves, and since when

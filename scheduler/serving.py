@@ -255,6 +255,8 @@ class Serving:
         tenant = revision.tenant
         if tenant.blocked:
             self._go_round(tenant.blocked, revision, now, out)
+        if self._host.owed:
+            self._go_round(self._host.owed, revision, now, out)
         if self._host.blocked:
             self._go_round(self._host.blocked, revision, now, out)
 
@@ -268,7 +270,10 @@ class Serving:
                 self.serve(revision, now, out)
         tries = len(ring)
         while ring and tries > 0:
-            if ring is host.blocked:
+            if ring is host.owed:
+                if host.running >= host.max_concurrency:
+                    return
+            elif ring is host.blocked:
                 if host.running >= host.max_concurrency or host.shared_running >= host.shared_max:
                     return
             elif freed.tenant.running >= freed.tenant.limit:
@@ -342,7 +347,7 @@ class Serving:
             del revision.busy[instance]
             revision.idle[instance] = None
             instance.idle_since = now
-            if not (revision.queue or host.blocked or revision.tenant.blocked or host.memory_short):
+            if not (revision.queue or host.blocked or revision.tenant.blocked or host.owed or host.memory_short):
                 # A timer that is set fires early and looks again, so a warm hit sets none.
                 if instance.timer_at > now + revision.idle_delay or not revision.idle_delay:
                     self.rest(instance, now, out)

@@ -61,7 +61,7 @@ class State:
     revisions: tuple[RevisionState, ...]
     lost: Plain  # (revision, instance) that are stopped while invocations still hold them
     leases: Plain  # (invocation, instance, since)
-    rings: Plain  # hungry, refill, blocked by the host, and by each tenant
+    rings: Plain  # hungry, refill, blocked by the host, owed by it, blocked by each tenant
 
 
 def capture(ledger: Ledger) -> State:
@@ -80,6 +80,7 @@ def capture(ledger: Ledger) -> State:
             _numbers(ledger.hungry),
             _numbers(ledger.refill),
             _numbers(host.blocked),
+            _numbers(host.owed),
             tuple((tenant.name, _numbers(tenant.blocked)) for tenant in ledger.tenants.values()),
         ),
     )
@@ -128,7 +129,7 @@ class _Restoring:
         host = ledger.host
         _assign(host, _HOST, state.host)
         _assign(host.breaker, _BREAKER, state.host_breaker)
-        for name, _ in state.rings[3]:
+        for name, _ in state.rings[-1]:
             ledger.tenant_named(name)  # in the order they had
         for revision_state in state.revisions:
             self._revision(revision_state)
@@ -213,11 +214,11 @@ class _Restoring:
 
     def _rings(self, rings: Plain) -> None:
         ledger = self._ledger
-        hungry, refill, host_blocked, tenants_blocked = rings
+        hungry, refill, host_blocked, host_owed, tenants_blocked = rings
         by_number = self._revisions
         ledger.hungry.update(dict.fromkeys(by_number[number] for number in hungry))
         ledger.refill.update(dict.fromkeys(by_number[number] for number in refill))
-        blocked = [(ledger.host.blocked, host_blocked)]
+        blocked = [(ledger.host.blocked, host_blocked), (ledger.host.owed, host_owed)]
         blocked += [(ledger.tenants[name].blocked, numbers) for name, numbers in tenants_blocked]
         for ring, numbers in blocked:
             for number in numbers:

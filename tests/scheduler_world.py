@@ -192,6 +192,7 @@ class World:
             assert tenant.running <= tenant.limit
             assert all(r.blocked_in is tenant.blocked for r in tenant.blocked)
         assert all(r.blocked_in is host.blocked for r in host.blocked)
+        assert all(r.blocked_in is host.owed for r in host.owed)
         assert sum(len(r.queue) for r in records) == len(ledger.waiters)
         for revision in records:
             self._audit_revision(revision)

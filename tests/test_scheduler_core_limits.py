@@ -92,6 +92,21 @@ def test_reserved_capacity_is_kept_free_and_its_owner_may_have_more() -> None:
     assert others[2] in world.granted
 
 
+def test_what_is_reserved_late_is_had_as_soon_as_the_host_has_room() -> None:
+    world = World(max_starts=50, max_concurrency=2, memory_mb=100_000)
+    world.deploy("other", min_instances=2, max_instances=2)
+    world.start_all()
+    others = [world.invoke("other"), world.invoke("other")]
+    world.deploy("vip", reserved=1, min_instances=1)
+    world.start_all()
+    more, vip = world.invoke("other"), world.invoke("vip")
+    assert {more, vip} == set(world.waiting)
+    world.release(others[0])
+    assert vip in world.granted
+    world.release(others[1])
+    assert more in world.granted
+
+
 def test_reserving_more_than_there_is_is_refused() -> None:
     world = World(max_concurrency=4)
     world.deploy("a", reserved=3)
