@@ -21,6 +21,7 @@ from bench.plot import NoPicture, draw
 from bench.target import BadTarget, Plan
 from bench.workload import BadWorkload
 from gateway.client_errors import ClientError
+from gateway.version import VERSION
 
 FAILURES = (
     *(BadTarget, BadWorkload, DaemonFailed, PlainFailed),
@@ -31,7 +32,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 @click.group(context_settings=CONTEXT)
-@click.version_option(package_name="poold", message="poolbench %(version)s")
+@click.version_option(VERSION, prog_name="poolbench")
 def main() -> None:
     """Measure how fast functions start and answer.
 
