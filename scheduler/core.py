@@ -9,6 +9,7 @@ from scheduler import stats
 from scheduler.admission import Admission
 from scheduler.deployments import Deployments, check_limits
 from scheduler.errors import InvariantError
+from scheduler.granting import Granting
 from scheduler.ledger import Ledger
 from scheduler.messages import (
     Abandoned,
@@ -36,6 +37,7 @@ from scheduler.messages import (
     Ticked,
 )
 from scheduler.model import HostLimits
+from scheduler.queues import Queues
 from scheduler.recording import Journal
 from scheduler.serving import Serving
 from scheduler.snapshot import capture
@@ -70,9 +72,11 @@ class Scheduler:
         self.journal = Journal(limits.journal_entries, lambda: capture(ledger))
         admission = Admission(ledger)
         starts = Starts(ledger, admission)
-        serving = Serving(ledger, admission, starts)
-        upkeep = Upkeep(ledger, admission, starts, serving, self._draw)
-        deployments = Deployments(ledger, starts, serving, upkeep)
+        granting = Granting(ledger)
+        queues = Queues(ledger, admission, granting)
+        serving = Serving(ledger, admission, starts, granting, queues)
+        upkeep = Upkeep(ledger, admission, starts, queues, serving, self._draw)
+        deployments = Deployments(ledger, starts, queues, upkeep)
         self._record = self.journal.record
         self._dispatch: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             Invoked: serving.invoked,

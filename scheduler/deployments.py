@@ -16,8 +16,9 @@ from scheduler.messages import (
     Scaled,
 )
 from scheduler.model import HostLimits, RejectReason, RevisionSpec, StopReason
+from scheduler.queues import Queues
 from scheduler.records import Revision
-from scheduler.serving import DRAINING_RETRY_S, Serving
+from scheduler.serving import DRAINING_RETRY_S
 from scheduler.starts import Starts
 from scheduler.upkeep import Upkeep
 
@@ -80,11 +81,11 @@ def _floor_problems(low: int, high: int) -> list[str]:
 class Deployments:
     """Changes what the pools should be; upkeep and starts bring them there."""
 
-    def __init__(self, ledger: Ledger, starts: Starts, serving: Serving, upkeep: Upkeep) -> None:
+    def __init__(self, ledger: Ledger, starts: Starts, queues: Queues, upkeep: Upkeep) -> None:
         self._ledger = ledger
         self._host = ledger.host
         self._starts = starts
-        self._serving = serving
+        self._queues = queues
         self._upkeep = upkeep
 
     def _revision(self, name: str, event: str) -> Revision:
@@ -102,7 +103,7 @@ class Deployments:
             *(r for tenant in ledger.tenants.values() for r in tenant.blocked),
         ]
         for revision in waiting:
-            self._serving.unblock(revision)
+            self._queues.unblock(revision)
         for revision in dict.fromkeys((*waiting, *ledger.revisions.values())):
             self._upkeep.settle(revision, now, out)
 
@@ -119,11 +120,11 @@ class Deployments:
         if heir is revision:
             raise InvariantError(f"Removed revision {event.revision} cannot be replaced by itself")
         out: list[Action] = []
-        self._serving.unblock(revision)
+        self._queues.unblock(revision)
         if heir is None:
-            self._serving.reject_all(revision, RejectReason.REMOVED, None, "the revision was removed", out)
+            self._queues.reject_all(revision, RejectReason.REMOVED, None, "the revision was removed", out)
         else:
-            self._serving.move_queue(revision, heir)
+            self._queues.move_queue(revision, heir)
         self._ledger.retire_revision(revision)
         self._stop_present(revision, StopReason.REMOVED, out)
         self._ledger.forget_if_gone(revision)
@@ -193,8 +194,8 @@ class Deployments:
         ledger.refill.clear()
         self._host.memory_short = False
         for revision in (*ledger.revisions.values(), *ledger.retired):
-            self._serving.unblock(revision)
-            self._serving.reject_all(revision, RejectReason.DRAINING, DRAINING_RETRY_S, "the daemon is going down", out)
+            self._queues.unblock(revision)
+            self._queues.reject_all(revision, RejectReason.DRAINING, DRAINING_RETRY_S, "the daemon is going down", out)
             if event.keep:
                 for instance in list(revision.starting):
                     self._starts.cancel(instance, StopReason.DRAINING, out)

@@ -6,10 +6,12 @@ import math
 
 from scheduler.admission import RETRY_UNKNOWN_S, Admission, retry_after
 from scheduler.errors import InvariantError
+from scheduler.granting import Granting
 from scheduler.ledger import Ledger
 from scheduler.lifecycle import transition
-from scheduler.messages import Abandoned, Action, Freeze, Grant, Invoked, Reject, Released
-from scheduler.model import InstanceState, RejectReason, StartKind, StopReason
+from scheduler.messages import Abandoned, Action, Freeze, Invoked, Reject, Released
+from scheduler.model import InstanceState, RejectReason, StopReason
+from scheduler.queues import Queues
 from scheduler.records import Instance, Revision, Waiter
 from scheduler.starts import Starts
 
@@ -25,8 +27,12 @@ FREEZE_AGAIN_S = 1.0  # shortest time to the next try where a freeze had to be p
 class Serving:
     """Gives slots to invocations and takes them back."""
 
-    def __init__(self, ledger: Ledger, admission: Admission, starts: Starts) -> None:
+    def __init__(
+        self, ledger: Ledger, admission: Admission, starts: Starts, granting: Granting, queues: Queues
+    ) -> None:
         self._ledger = ledger
+        self._grant = granting.grant
+        self._queues = queues
         self._admission = admission
         self._starts = starts
         self._host = ledger.host
@@ -58,48 +64,6 @@ class Serving:
         self._ask_in_vain(revision, event, now, out)
         return out
 
-    def _grant(self, revision: Revision, invocation: int, waited_from: int, now: float) -> Grant:
-        """Take a slot; there must be one. `waited_from`: the waiter's number, 0 for one that never waited."""
-        frozen = False
-        if revision.partial_mask:
-            # The fullest first, so that the emptier ones fall idle; among equals the most recently used.
-            fullest = revision.partial_mask.bit_length() - 1
-            bucket = revision.partial[fullest]
-            instance, _ = bucket.popitem()
-            if not bucket:
-                revision.partial_mask ^= 1 << fullest
-        else:
-            if revision.idle:
-                instance, _ = revision.idle.popitem()
-            else:
-                instance, _ = revision.frozen.popitem()
-                frozen = True
-            transition(instance, _BUSY)
-            revision.busy[instance] = None
-        if not instance.served and waited_from and waited_from <= instance.ready_mark:
-            kind = StartKind.COLD
-        elif not instance.uses and not instance.served:
-            kind = StartKind.PREWARMED
-        else:
-            kind = StartKind.THAWED if frozen else StartKind.WARM
-        revision.totals[kind] += 1
-        host = self._host
-        function = revision.function
-        if function.running >= function.reserved:
-            host.shared_running += 1
-        host.running += 1
-        function.running += 1
-        revision.tenant.running += 1
-        revision.running += 1
-        instance.leases += 1
-        instance.uses += 1
-        self._leases[invocation] = (instance, now)
-        if instance.uses >= revision.max_uses:
-            self._ledger.doom(instance, StopReason.USED_UP)
-        elif revision.slots > 1:
-            self._ledger.add_partial(instance)
-        return Grant(invocation, instance.id, kind, frozen)
-
     def _ask_in_vain(self, revision: Revision | None, event: Invoked, now: float, out: list[Action]) -> None:
         """No slot at once: queue it, or refuse it with the reason."""
         if revision is None:
@@ -110,7 +74,7 @@ class Serving:
             retry_s = self._admission.queue_retry_s(revision)
             refusal = Reject(event.invocation, RejectReason.DEADLINE, retry_s, "no slot was free at once")
         if refusal is not None:
-            self._refuse(revision, refusal, out)
+            self._queues.refuse(revision, refusal, out)
             return
         self._ledger.waiter_count += 1
         waiter = Waiter(
@@ -129,12 +93,12 @@ class Serving:
         refusal = self._too_much(revision, waiter, now)
         if refusal is not None:
             del queue[event.invocation]
-            self._refuse(revision, refusal, out)
+            self._queues.refuse(revision, refusal, out)
             return
         self._waiters[event.invocation] = waiter
         self._timers.arm(waiter, event.deadline)
         if revision.blocked_in is None:
-            self._block(revision, self._admission.ring_that_blocks(revision))
+            self._queues.block(revision, self._admission.ring_that_blocks(revision))
 
     def _no_hope(self, revision: Revision, invocation: int, now: float) -> Reject | None:
         """The refusal of one that nothing could serve, whatever the queue."""
@@ -177,129 +141,11 @@ class Serving:
             return None
         return Reject(waiter.invocation, RejectReason.WOULD_MISS_DEADLINE, retry_after(wait_s - has_s), detail)
 
-    def _refuse(self, revision: Revision, refusal: Reject, out: list[Action]) -> None:
-        rejections = revision.rejections
-        rejections[refusal.reason] = rejections.get(refusal.reason, 0) + 1
-        out.append(refusal)
-
-    # --- the queue ----------------------------------------------------------------------------------------
-
-    def leave_queue(self, waiter: Waiter) -> None:
-        del waiter.revision.queue[waiter.invocation]
-        del self._waiters[waiter.invocation]
-        self._timers.disarm(waiter)
-
-    def reject_waiter(
-        self, waiter: Waiter, reason: RejectReason, retry_s: float | None, detail: str, out: list[Action]
-    ) -> None:
-        self.leave_queue(waiter)
-        self._refuse(waiter.revision, Reject(waiter.invocation, reason, retry_s, detail), out)
-
-    def reject_all(
-        self, revision: Revision, reason: RejectReason, retry_s: float | None, detail: str, out: list[Action]
-    ) -> None:
-        for waiter in list(revision.queue.values()):
-            self.reject_waiter(waiter, reason, retry_s, detail, out)
-
-    def move_queue(self, origin: Revision, heir: Revision) -> None:
-        """The queue of a removed revision goes to the one that replaces it, each at its place of arrival."""
-        merged = sorted((*origin.queue.values(), *heir.queue.values()), key=lambda waiter: waiter.number)
-        origin.queue.clear()
-        heir.queue.clear()
-        for waiter in merged:
-            waiter.revision = heir
-            heir.queue[waiter.invocation] = waiter
-
-    def overdue(self, waiter: Waiter, now: float, out: list[Action]) -> None:
-        """Its deadline has come."""
-        retry_s = self._admission.queue_retry_s(waiter.revision)
-        detail = f"no slot within {now - waiter.since:.3f} s"
-        self.reject_waiter(waiter, RejectReason.DEADLINE, retry_s, detail, out)
-
-    def serve(self, revision: Revision, now: float, out: list[Action]) -> None:
-        """Grant to its queue while there are slots and the limits allow."""
-        while self._serve_one(revision, now, out):
-            pass
-
-    def _serve_one(self, revision: Revision, now: float, out: list[Action]) -> bool:
-        """Grant to the oldest of its queue. False: nobody waits, no slot is free, or a limit holds (then it
-        waits in that limit's ring)."""
-        if revision.blocked_in is not None:
-            return False
-        queue = revision.queue
-        while queue:
-            if not (revision.idle or revision.partial_mask or revision.frozen):
-                return False
-            waiter = next(iter(queue.values()))
-            if waiter.deadline <= now:
-                self.overdue(waiter, now, out)
-                continue
-            ring = self._admission.ring_that_blocks(revision)
-            if ring is not None:
-                self._block(revision, ring)
-                return False
-            self.leave_queue(waiter)
-            out.append(self._grant(revision, waiter.invocation, waiter.number, now))
-            return True
-        return False
-
-    @staticmethod
-    def _block(revision: Revision, ring: dict[Revision, None] | None) -> None:
-        if ring is not None:
-            ring[revision] = None
-            revision.blocked_in = ring
-
-    def serve_rings(self, revision: Revision, now: float, out: list[Action]) -> None:
-        """A lease of the revision has ended: those its tenant's and the host's limits kept waiting have their
-        turn, one grant each."""
-        tenant = revision.tenant
-        if tenant.blocked:
-            self._go_round(tenant.blocked, revision, now, out)
-        if self._host.owed:
-            self._go_round(self._host.owed, revision, now, out)
-        if self._host.blocked:
-            self._go_round(self._host.blocked, revision, now, out)
-
-    def _go_round(self, ring: dict[Revision, None], freed: Revision, now: float, out: list[Action]) -> None:
-        # Capacity that is reserved for the function whose lease ended is open to it alone.
-        host = self._host
-        own = [r for r in freed.function.revisions if r.blocked_in is ring] if freed.function.reserved else []
-        for revision in own:
-            if revision.function.running < revision.function.reserved:
-                self.unblock(revision)
-                self.serve(revision, now, out)
-        tries = len(ring)
-        while ring and tries > 0:
-            if ring is host.owed:
-                if host.running >= host.max_concurrency:
-                    return
-            elif ring is host.blocked:
-                if host.running >= host.max_concurrency or host.shared_running >= host.shared_max:
-                    return
-            elif freed.tenant.running >= freed.tenant.limit:
-                return
-            revision = next(iter(ring))
-            self.unblock(revision)
-            if self._serve_one(revision, now, out):
-                tries = len(ring) + 1
-                if revision.queue and revision.blocked_in is None:
-                    self._block(revision, ring)
-            else:
-                tries -= 1
-
-    @staticmethod
-    def unblock(revision: Revision) -> None:
-        """Out of the ring of a limit, to be asked anew."""
-        ring = revision.blocked_in
-        if ring is not None:
-            del ring[revision]
-            revision.blocked_in = None
-
     def abandoned(self, event: Abandoned, now: float) -> list[Action]:
         waiter = self._waiters.get(event.invocation)
         if waiter is None:
             raise InvariantError(f"invocation {event.invocation} is abandoned, but it is not queued")
-        self.leave_queue(waiter)
+        self._queues.leave_queue(waiter)
         return []
 
     # --- giving back --------------------------------------------------------------------------------------
@@ -369,10 +215,10 @@ class Serving:
         tenant = revision.tenant
         if revision.queue and revision.blocked_in is None and (self._host.blocked or tenant.blocked):
             # Others wait for the same limit: it takes its turn behind them.
-            self._block(revision, tenant.blocked if tenant.blocked else self._host.blocked)
-        self.serve_rings(revision, now, out)
+            self._queues.block(revision, tenant.blocked if tenant.blocked else self._host.blocked)
+        self._queues.serve_rings(revision, now, out)
         if revision.queue:
-            self.serve(revision, now, out)
+            self._queues.serve(revision, now, out)
         self._starts.consider(revision)
         self._starts.pump(now, out)
         self._ledger.forget_if_gone(revision)

@@ -25,6 +25,7 @@ from scheduler.messages import (
     Ticked,
 )
 from scheduler.model import InstanceState, RejectReason, StopReason
+from scheduler.queues import Queues
 from scheduler.records import Host, Instance, Revision, Waiter
 from scheduler.serving import FREEZE_AGAIN_S, NO_SHARE, Serving
 from scheduler.starts import Starts
@@ -43,12 +44,14 @@ class Upkeep:
         ledger: Ledger,
         admission: Admission,
         starts: Starts,
+        queues: Queues,
         serving: Serving,
         draw: Callable[[], float],
     ) -> None:
         self._ledger = ledger
         self._host = ledger.host
         self._starts = starts
+        self._queues = queues
         self._serving = serving
         self._admission = admission
         self._draw = draw
@@ -57,7 +60,7 @@ class Upkeep:
         """Something changed for the revision: serve its queue, refuse what nothing can serve any more, start
         what is missing, forget it when it is gone."""
         if revision.queue:
-            self._serving.serve(revision, now, out)
+            self._queues.serve(revision, now, out)
         if revision.queue:
             self.refuse_stranded(revision, now, out)
         if not revision.removed:
@@ -71,7 +74,7 @@ class Upkeep:
     def refuse_stranded(self, revision: Revision, now: float, out: list[Action]) -> None:
         """Refuse the queue of a revision that has no instance, none starting and may start none, or that the
         limits leave nothing."""
-        reject_all = self._serving.reject_all
+        reject_all = self._queues.reject_all
         if self._admission.ceiling(revision) <= 0:
             reject_all(revision, RejectReason.CONCURRENCY_LIMIT, RETRY_UNKNOWN_S, NO_SHARE, out)
         if revision.ready or revision.starting:
@@ -170,7 +173,7 @@ class Upkeep:
         retry_s = retry_after(breaker.until - now if breaker.opens else self._ledger.limits.breaker_base_s)
         hint_s = None if event.permanent and not event.backend_fault else retry_s
         for waiter in list(revision.queue.values())[: max(0, min(unserved, revision.slots))]:
-            self._serving.reject_waiter(waiter, RejectReason.START_FAILED, hint_s, event.detail, out)
+            self._queues.reject_waiter(waiter, RejectReason.START_FAILED, hint_s, event.detail, out)
 
     def adopted(self, event: Adopted, now: float) -> list[Action]:
         ledger = self._ledger
@@ -282,7 +285,7 @@ class Upkeep:
         timers = self._ledger.timers
         while (owner := timers.pop_due(now)) is not None:
             if isinstance(owner, Waiter):
-                self._serving.overdue(owner, now, out)
+                self._queues.overdue(owner, now, out)
             elif isinstance(owner, Instance):
                 self.look(owner, now, out)
             elif isinstance(owner, Revision):
