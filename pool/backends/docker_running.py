@@ -23,6 +23,7 @@ from pool.freezer import CgroupFreezer
 from pool.instance_cgroup import InstanceCgroup, Parents
 
 DIAL_TIMEOUT_S = 5.0
+END_TOLD_S = 2.0  # how long the engine may take to tell of a container's end
 LAST_OUTPUT_S = 2.0  # how long what a container printed last may take to arrive after its end
 REMOVE_TRIES = 8
 REMOVE_FIRST_WAIT_S = 0.05  # doubles; 6 s in all
@@ -176,6 +177,10 @@ class DockerInstance:
         """See Running.dial."""
         if self._namespace is not None:
             return await self._namespace.dial("127.0.0.1", port, DIAL_TIMEOUT_S)
+        if not self._address and self.exited is None:
+            # Code that ends within moments can be gone before its namespace was opened, and before that is told.
+            with trio.move_on_after(END_TOLD_S):
+                await self.ended.wait()
         if self.exited is not None:
             raise ChannelClosed(f"the instance has ended: {self.exited}")
         if not self._address:
