@@ -22,6 +22,7 @@ from types import TracebackType
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+CONTAINER_GRACE_S = 2  # for containers that still run when it is stopped
 POLL_S = 0.05
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 107; dockerd appends a little to names beside it
 
@@ -166,6 +167,7 @@ class Engine:
             f"--exec-root={self.directory / 'exec'}",
             f"--pidfile={self.pid_path}",
             f"--host={self.url}",
+            f"--shutdown-timeout={CONTAINER_GRACE_S}",
         ]
         if not self.own_rules:
             # Not --bridge=none: that would delete the docker0 of the other engine.

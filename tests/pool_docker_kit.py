@@ -17,7 +17,7 @@ import pytest
 import trio
 from docker import APIClient
 
-from pool.backends.base import BackendEvent, InstanceExited, Output, StartRequest
+from pool.backends.base import BackendEvent, InstanceExited, Output, Running, StartRequest
 from pool.backends.docker import DockerBackend
 from pool.backends.docker_container import LABEL_DAEMON
 from pool.backends.docker_running import DockerInstance
@@ -247,6 +247,12 @@ async def kit(docker_host: str, image: str, tmp_path: Path) -> AsyncIterator[Kit
 
 def make_backend(url: str, tmp_path: Path, daemon_id: str = "") -> DockerBackend:
     return DockerBackend(daemon_id or uuid.uuid4().hex, tmp_path, docker_host=url)
+
+
+def container_of(running: Running) -> str:
+    """The id of its container."""
+    assert isinstance(running, DockerInstance)
+    return running.container_id
 
 
 def write_code(folder: Path, script: str) -> str:

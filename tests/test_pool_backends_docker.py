@@ -318,6 +318,22 @@ async def test_instances_reach_out_but_not_each_other(kit: Kit) -> None:
     await second.stop(0)
 
 
+@pytest.mark.trio
+async def test_a_network_that_the_user_made(kit: Kit) -> None:
+    name = f"poold-test-{uuid.uuid4().hex[:8]}"
+    await kit.engine("create_network", name)
+    revision = await kit.revision(kit.shell(ANSWERING, network=name))
+    running = await kit.backend.start(kit.request(revision))
+    info = await kit.engine("inspect_container", pool_docker_kit.container_of(running))
+    assert list(info["NetworkSettings"]["Networks"]) == [name]
+    assert await ask(running) == ANSWER
+    await running.stop(0)
+    await kit.engine("remove_network", name)
+    with pytest.raises(StartError, match="network") as caught:
+        await kit.backend.start(kit.request(revision))
+    assert caught.value.hint == "see docker network ls"
+
+
 # Freezing
 
 

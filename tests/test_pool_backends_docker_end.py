@@ -16,6 +16,7 @@ from pool_docker_kit import (
     FOREVER,
     Kit,
     ask,
+    container_of,
     earlier,
     entered,
     make_backend,
@@ -24,7 +25,6 @@ from pool_docker_kit import (
 )
 
 from pool.backends.base import InstanceExited
-from pool.backends.docker_running import DockerInstance
 from pool.errors import ArtifactError, StartError
 from pool.spec import FunctionSpec, SecuritySpec
 
@@ -157,7 +157,7 @@ async def test_a_later_daemon_finds_adopts_and_removes(docker_host: str, image: 
             await kit.backend.adopt(found[ended.instance_id], revision, kit.printed)
         taken = await kit.backend.adopt(found[frozen.instance_id], revision, kit.printed)
         assert await ask(taken) == ANSWER
-        await kit.engine("kill", taken_id(taken), signal="USR1")
+        await kit.engine("kill", container_of(taken), signal="USR1")
         assert await kit.printed.wait_for("usr1\n") == "usr1\n"
         assert [item.instance_id for item in await kit.backend.find()] == sorted(
             [paused.instance_id, ended.instance_id]
@@ -166,14 +166,9 @@ async def test_a_later_daemon_finds_adopts_and_removes(docker_host: str, image: 
         await kit.backend.remove(found[paused.instance_id])
         await kit.backend.remove(found[ended.instance_id])
         assert len(await kit.left()) == 1
-        await kit.engine("kill", taken_id(taken))
+        await kit.engine("kill", container_of(taken))
         assert (await next_exit(kit.backend)).instance_id == frozen.instance_id
         await kit.backend.remove(found[frozen.instance_id])
-
-
-def taken_id(running: Any) -> str:
-    assert isinstance(running, DockerInstance)
-    return running.container_id
 
 
 @pytest.mark.trio
