@@ -40,8 +40,8 @@ def main() -> None:
 
     \b
     Examples:
-      poolbench load http://127.0.0.1:8080/fn/hello/ -c 32 -d 10
-      poolbench load http://127.0.0.1:8080/fn/hello/ --rate 500 -d 30
+      poolbench load http://127.0.0.1:7070/fn/hello/ -c 32 -d 10
+      poolbench load http://127.0.0.1:7070/fn/hello/ --rate 500 -d 30
       poolbench start examples/python-event
       poolbench overhead --backend process
       poolbench rest
@@ -95,10 +95,10 @@ def load_command(
 
     \b
     Examples:
-      poolbench load http://127.0.0.1:8080/fn/hello/ -c 32 -d 10
-      poolbench load http://127.0.0.1:8080/fn/hello/ --rate 500 -d 30 --json
+      poolbench load http://127.0.0.1:7070/fn/hello/ -c 32 -d 10
+      poolbench load http://127.0.0.1:7070/fn/hello/ --rate 500 -d 30 --json
       poolbench load http+unix:///run/poold/poold.sock:/fn/hello/ -n 1000
-      poolbench load http://127.0.0.1:8080/v1/functions/hello/invoke --body '{"a": 1}'
+      poolbench load http://127.0.0.1:7070/v1/functions/hello/invoke --body '{"a": 1}'
     """
     if body is not None and body_file is not None:
         raise click.UsageError("--body and --body-file cannot both be given")
