@@ -72,6 +72,12 @@ class Admission:
         drain = self.drain_s(revision, place)
         if drain is None:
             return None
+        service_s = revision.service_s.value_s
+        serving = self.serving_slots(revision)
+        if serving and service_s:
+            # The invocation that has run longest ends first: what it has run is not waited for again.
+            longest_s = now - next(iter(revision.busy)).granted_at
+            drain -= min(longest_s, service_s / serving)
         start_s = revision.start_s.value_s
         if start_s is None:
             may_start = revision.starting or revision.total < revision.max_instances
@@ -86,8 +92,6 @@ class Admission:
             slots += min(room, host.max_starts) * revision.slots
         if not slots or drain <= wave_at:
             return drain
-        serving = self.serving_slots(revision)
-        service_s = revision.service_s.value_s
         done = wave_at * serving / service_s if service_s else 0.0
         left = place - done - slots
         if left <= 0 or not service_s:

@@ -54,6 +54,7 @@ class Granting:
         revision.running += 1
         instance.leases += 1
         instance.uses += 1
+        instance.granted_at = now
         self._leases[invocation] = (instance, now)
         if instance.uses >= revision.max_uses:
             self._ledger.doom(instance, StopReason.USED_UP)

@@ -36,7 +36,7 @@ class Journal:
     """Keeps the last `entries` events at most (0: none), so that they can be replayed exactly.
 
     Two segments: when the younger is full a state is captured, and the older is dropped with its own. To keep
-    the capture off the hot path, the first Ticked after three quarters of a segment takes it. Measured: 0.9
+    the capture off the hot path, the first Ticked after three quarters of a segment takes it. Measured: 0.7
     ms at 1,000 instances, once in `entries`/2 events."""
 
     def __init__(self, entries: int, capture: Callable[[], State]) -> None:

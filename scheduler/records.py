@@ -119,6 +119,7 @@ class Instance(Timed):
     ready_at: float | None = None
     ready_mark: int = 0  # number of the newest waiter when it became ready
     idle_since: float = 0.0
+    granted_at: float = 0.0  # its newest lease
     leases: int = 0
     uses: int = 0  # leases granted, less those that ended unused
     served: bool = False  # a use ended, or it was adopted: it has run before

@@ -18,7 +18,8 @@ Plain = tuple[Any, ...]  # numbers, texts, None, or tuples of these
 
 _TIMER = ("timer_at", "timer_id")
 _INSTANCE = (
-    "id", "number", "started_at", "age_at", "state", "ready_at", "ready_mark", "idle_since", "leases", "uses",
+    "id", "number", "started_at", "age_at", "state", "ready_at", "ready_mark", "idle_since",
+    "granted_at", "leases", "uses",
     "served", "awaited", "doomed", "memory_mb", "freezable", "freeze_not_before", "prior_failures", "prior_opens",
     *_TIMER,
 )  # fmt: skip

@@ -270,6 +270,13 @@ def test_refused_early_when_queue_and_start_take_too_long() -> None:
     assert "8.000 s" in refusal.detail
 
 
+def test_what_has_run_already_is_not_waited_for_again() -> None:
+    world = measured(60.0, max_instances=1)
+    world.invoke()
+    assert world.invoke(timeout_s=30.0) in world.rejected
+    assert world.invoke(timeout_s=30.0, after_s=31.0) in world.waiting
+
+
 def test_nothing_measured_nothing_refused_early() -> None:
     world = World()
     world.deploy(max_instances=1)
