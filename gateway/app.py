@@ -143,7 +143,7 @@ class App:
         if message.done:
             return None
         stream = connection.rest_of_body()
-        stream.limit(limit_bytes - len(message.body))
+        stream.limit(limit_bytes, len(message.body))
         return stream
 
     async def _route(self, message: RequestMessage, connection: Connection) -> None:

@@ -155,18 +155,18 @@ class Connection:
         began = self._sweeper.began
         allowed = self._limits.allowed_hosts
         while self._keep_alive:
+            self.answered = False  # before it is read: what is no request is answered too
             message = await self._next()
             if message is None:
                 return
             if closing():
                 self._keep_alive = False
-            self.answered = False
             self.start_kind = ""
             self.requests += 1
             self.phase = Phase.RUN
             began(self)
             try:
-                if allowed and _host_name(message.host) not in allowed:
+                if allowed and not self.trusted and _host_name(message.host) not in allowed:
                     raise ApiError(421, "unknown_host", "this server does not answer for that Host")
                 await answer(message, self)
             except ApiError as exc:
@@ -275,6 +275,23 @@ class Connection:
         if sent != len(data):
             await self.send(memoryview(data)[sent:])
 
+    def try_pass_on(self, status: int, raw: bytes, head: bytes) -> memoryview | None:
+        """Send a whole HTTP/1.1 answer as it is, with more header lines. What must still go through send(), if any.
+
+        Raises ClientGone.
+        """
+        self.answered = True
+        self.status = status
+        after_status = raw.index(b"\n") + 1
+        close = b"" if self._keeps() else b"connection: close\r\n"
+        data = b"%b%b%b%b" % (raw[:after_status], head, close, raw[after_status:])
+        try:
+            sent = self._channel.try_send(data)
+        except ChannelClosed as exc:
+            raise ClientGone from exc
+        self.activity += 1
+        return None if sent == len(data) else memoryview(data)[sent:]
+
     async def reply_stream(self, status: int, head: bytes, length: int | None, first: bytes, rest: BodySource) -> None:
         """Send an answer as it comes, with back-pressure. An answer that breaks off closes the connection."""
         self.answered = True
@@ -355,11 +372,10 @@ class RequestBody:
         self._message = message
         self._limit_bytes = self._left = limit_bytes
 
-    def limit(self, limit_bytes: int) -> None:
-        """Take no more than this, from here on, if that is less."""
-        if limit_bytes < self._limit_bytes:
-            self._left -= self._limit_bytes - limit_bytes
-            self._limit_bytes = limit_bytes
+    def limit(self, limit_bytes: int, begun_bytes: int) -> None:
+        """Take no body larger than this, if that is less; `begun_bytes` of it came with the head."""
+        self._limit_bytes = min(limit_bytes, self._limit_bytes)
+        self._left = self._limit_bytes - begun_bytes
 
     async def receive(self) -> bytes:
         """See BodySource.receive."""
