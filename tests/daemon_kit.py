@@ -465,11 +465,6 @@ def background() -> Iterator[Callable[..., Future[Any]]]:
         yield threads.submit
 
 
-def own_limits(**http_keys: Any) -> Config:
-    """A configuration with small limits of the HTTP server."""
-    return {"http": http_keys}
-
-
 class Bystander:
     """A function beside the one under test: whatever happens to that, this one's only instance goes on."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from daemon_kit import Bystander, Poold, background, wait_until
@@ -30,7 +31,7 @@ def poold(daemon: tuple[Poold, Bystander]) -> Iterator[Poold]:
     bystander.alone()
 
 
-def refused(poold: Poold, name: str, code: str | None, **spec: object) -> RequestFailed:
+def refused(poold: Poold, name: str, code: str | None, **spec: Any) -> RequestFailed:
     """A deployment that fails; it leaves no function behind."""
     with pytest.raises(RequestFailed) as caught:
         poold.deploy(name, code, **spec)
