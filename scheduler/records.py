@@ -160,6 +160,7 @@ class Host(Timed):
     draining: bool = False
     keep: bool = False
     backend_down: str | None = None
+    promised_mb: int = 0  # memory being freed for starts that are waited for
     memory_short: bool = False  # somebody waits for memory that an instance falling idle could give
     blocked: dict[Revision, None] = field(default_factory=dict)  # wait for host concurrency, in turn
     owed: dict[Revision, None] = field(default_factory=dict)  # the same, but within what is reserved for them

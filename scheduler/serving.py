@@ -88,8 +88,7 @@ class Serving:
         queue[event.invocation] = waiter
         # The start is decided before the refusal: where each comes too late for a start, one must still begin.
         if revision not in self._ledger.hungry:
-            self._ledger.hungry[revision] = None
-            self._starts.pump(now, out)
+            self._starts.ask_for(revision, now, out)
         refusal = self._too_much(revision, waiter, now)
         if refusal is not None:
             del queue[event.invocation]
@@ -146,6 +145,7 @@ class Serving:
         if waiter is None:
             raise InvariantError(f"invocation {event.invocation} is abandoned, but it is not queued")
         self._queues.leave_queue(waiter)
+        self._starts.queue_shrank(waiter.revision, now)
         return []
 
     # --- giving back --------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class Serving:
         out: list[Action] = []
         if instance.state is not _BUSY:
             instance.leases -= 1  # it died under the invocation; its clean-up is on its way
-            self._after_release(revision, now, out)
+            self._after_release(instance, now, out)
             return out
         if revision.slots > 1:
             self._ledger.drop_partial(instance)
@@ -182,8 +182,7 @@ class Serving:
         elif now >= instance.age_at:
             self._ledger.doom(instance, StopReason.AGED)
         if instance.leases:
-            if revision.slots > 1:
-                self._ledger.add_partial(instance)
+            self._ledger.add_partial(instance)
         elif instance.doomed is not None:
             self._starts.retire(instance, instance.doomed, out)
         elif revision.live > revision.max_instances:
@@ -193,16 +192,21 @@ class Serving:
             del revision.busy[instance]
             revision.idle[instance] = None
             instance.idle_since = now
-            if not (revision.queue or host.blocked or revision.tenant.blocked or host.owed or host.memory_short):
-                # A timer that is set fires early and looks again, so a warm hit sets none.
-                if instance.timer_at > now + revision.idle_delay or not revision.idle_delay:
-                    self.rest(instance, now, out)
-                if self._ledger.refill:
-                    self._starts.look_for_refills(now)
-                return out
-        self._after_release(revision, now, out)
+        if (
+            instance.doomed is not None
+            or revision.queue
+            or host.blocked
+            or revision.tenant.blocked
+            or host.owed
+            or host.memory_short
+        ):
+            self._after_release(instance, now, out)
+        # A timer that is set fires early and looks again, so a warm hit sets none.
         if instance.state is _IDLE:
-            self.rest(instance, now, out)
+            if instance.timer_at > now + revision.idle_delay or not revision.idle_delay:
+                self.rest(instance, now, out)
+            if self._ledger.refill:
+                self._starts.look_soon(now)
         return out
 
     def _take_use_back(self, instance: Instance) -> None:
@@ -210,8 +214,9 @@ class Serving:
         if instance.doomed is StopReason.USED_UP and instance.uses < instance.revision.max_uses:
             self._ledger.spare(instance)
 
-    def _after_release(self, revision: Revision, now: float, out: list[Action]) -> None:
+    def _after_release(self, instance: Instance, now: float, out: list[Action]) -> None:
         """What else the end of a lease makes possible."""
+        revision = instance.revision
         tenant = revision.tenant
         if revision.queue and revision.blocked_in is None and (self._host.blocked or tenant.blocked):
             # Others wait for the same limit: it takes its turn behind them.
@@ -219,9 +224,12 @@ class Serving:
         self._queues.serve_rings(revision, now, out)
         if revision.queue:
             self._queues.serve(revision, now, out)
-        self._starts.consider(revision)
-        self._starts.pump(now, out)
-        self._ledger.forget_if_gone(revision)
+        if instance.doomed is not None:
+            self._starts.consider(revision)
+            self._starts.pump(now, out)
+            self._ledger.forget_if_gone(revision)
+        elif self._host.memory_short and self._ledger.evictable(revision):
+            self._starts.pump(now, out)
 
     def rest(self, instance: Instance, now: float, out: list[Action]) -> None:
         """An instance has fallen idle: freeze it at once, or note when to look at it."""

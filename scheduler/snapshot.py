@@ -27,7 +27,7 @@ _REVISION = ("number", "min_instances", "max_instances", "removed", "held", *_TI
 _WAITER = ("invocation", "number", "since", "deadline", *_TIMER)
 _BREAKER = ("failures", "opens", "until", "detail", "permanent")
 _ESTIMATE = ("value_s", "samples")
-_HOST = ("draining", "keep", "backend_down", "memory_short", *_TIMER)
+_HOST = ("draining", "keep", "backend_down", "memory_short", "promised_mb", *_TIMER)
 _COUNTS = ("instance_count", "waiter_count", "revision_count")
 _ESTIMATES = ("start_s", "service_s", "thaw_s")
 

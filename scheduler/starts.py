@@ -25,6 +25,7 @@ class Starts:
         self._ledger = ledger
         self._admission = admission
         self._host = ledger.host
+        self._reach_mb: int | None = None  # what evicting could free, counted once in a round
 
     # --- wants --------------------------------------------------------------------------------------------
 
@@ -37,6 +38,26 @@ class Starts:
             ledger.hungry.setdefault(revision)
         if revision.floor_missing > 0:
             ledger.refill.setdefault(revision)
+
+    def ask_for(self, revision: Revision, now: float, out: list[Action]) -> None:
+        """One more revision's queue wants a start. Cheap however many want one: it goes behind them."""
+        host = self._host
+        hungry = self._ledger.hungry
+        if not hungry:
+            hungry[revision] = None
+            self.pump(now, out)
+        elif host.backend_down is not None or host.breaker.blocks(now, host.starts_in_flight) or not self._has_start():
+            hungry[revision] = None
+        else:
+            alone = {revision: None}
+            host.promised_mb, short = self._turns(alone, self._wants_awaited, host.promised_mb, True, now, out)
+            host.memory_short = host.memory_short or short
+            hungry.update(alone)
+
+    def queue_shrank(self, revision: Revision, now: float) -> None:
+        """Waiters went away unserved: an instance that was kept for them may make way."""
+        if self._host.memory_short and self._ledger.evictable(revision):
+            self.look_soon(now)
 
     def pump(self, now: float, out: list[Action]) -> None:
         """Make the starts that are wanted and possible now."""
@@ -51,9 +72,9 @@ class Starts:
             if now < host.breaker.until:
                 ledger.timers.arm(host, host.breaker.until)
             return
-        promised, host.memory_short = self._turns(ledger.hungry, self._wants_awaited, 0, True, now, out)
+        host.promised_mb, host.memory_short = self._turns(ledger.hungry, self._wants_awaited, 0, True, now, out)
         if ledger.refill:
-            self._turns(ledger.refill, self._wants_refill, promised, False, now, out)
+            self._turns(ledger.refill, self._wants_refill, host.promised_mb, False, now, out)
 
     def _has_start(self) -> bool:
         host = self._host
@@ -73,6 +94,7 @@ class Starts:
         """Go round the ring while there are starts to give. Those who wait for memory stay at its front, those
         no start was left for behind them. Returns the memory promised, and whether somebody waits for some."""
         waiting: list[Revision] = []  # for memory
+        self._reach_mb = None
         while ring and self._has_start():
             revision = next(iter(ring))
             del ring[revision]
@@ -100,7 +122,7 @@ class Starts:
         need_mb = revision.spec.memory_mb
         for _ in range(min(count, host.max_starts - host.starts_in_flight)):
             coming_mb = host.memory_mb - host.memory_charged_mb + host.memory_freeing_mb - promised
-            if not self._make_way(revision, need_mb - coming_mb, out):
+            if not self._make_way(need_mb - coming_mb, out):
                 break
             promised += need_mb
         return promised
@@ -137,37 +159,36 @@ class Starts:
         instance = self._ledger.add_instance(revision, now, awaited=awaited)
         out.append(Start(instance.id, revision.spec.revision, awaited))
 
-    def look_for_refills(self, now: float) -> None:
-        """Soon, not now: an instance has fallen idle, and its memory may be what a floor lacks."""
+    def look_soon(self, now: float) -> None:
+        """Soon, not now: an idle instance may now make way for what lacks memory."""
         if self._has_start() and not self._host.breaker.blocks(now, self._host.starts_in_flight):
             self._ledger.timers.arm(self._host, now + REFILL_LOOK_S)
 
     # --- making way ---------------------------------------------------------------------------------------
 
-    def _make_way(self, revision: Revision, lacking_mb: int, out: list[Action]) -> bool:
+    def _make_way(self, lacking_mb: int, out: list[Action]) -> bool:
         """Evict idle instances above their floors until `lacking_mb` more will come free. All or nothing:
         where they do not suffice none is stopped. True: it will come free."""
         if lacking_mb <= 0:
             return True
         ledger = self._ledger
-        candidates: list[tuple[tuple[float, int], Instance]] = []
-        within_reach_mb = 0
-        for other in (*ledger.revisions.values(), *ledger.retired):
-            count = ledger.evictable(other)
-            if count and other is not revision:
-                within_reach_mb += count * other.spec.memory_mb
-        if within_reach_mb < lacking_mb:
+        revisions = (*ledger.revisions.values(), *ledger.retired)
+        if self._reach_mb is None:
+            self._reach_mb = sum(ledger.evictable(each) * each.spec.memory_mb for each in revisions)
+        if self._reach_mb < lacking_mb:
             return False
-        for other in (*ledger.revisions.values(), *ledger.retired):
-            count = ledger.evictable(other)
-            if count and other is not revision:
-                first_to_go = ledger.idle_by_rank(other)[:count]
+        candidates: list[tuple[tuple[float, int], Instance]] = []
+        for each in revisions:
+            count = ledger.evictable(each)
+            if count:
+                first_to_go = ledger.idle_by_rank(each)[:count]
                 candidates += [(ledger.eviction_rank(instance), instance) for instance in first_to_go]
         candidates.sort(key=lambda candidate: candidate[0])
         for _, instance in candidates:
             if lacking_mb <= 0:
                 break
             lacking_mb -= instance.revision.spec.memory_mb
+            self._reach_mb -= instance.revision.spec.memory_mb
             self.retire(instance, StopReason.EVICTED, out)
         return True
 

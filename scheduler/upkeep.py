@@ -286,13 +286,21 @@ class Upkeep:
         while (owner := timers.pop_due(now)) is not None:
             if isinstance(owner, Waiter):
                 self._queues.overdue(owner, now, out)
+                self._starts.queue_shrank(owner.revision, now)
             elif isinstance(owner, Instance):
                 self.look(owner, now, out)
             elif isinstance(owner, Revision):
-                self.settle(owner, now, out)
+                self._look_at_revision(owner, now, out)
             elif isinstance(owner, Host):
                 self._starts.pump(now, out)
         return out
+
+    def _look_at_revision(self, revision: Revision, now: float, out: list[Action]) -> None:
+        """Its back-off is over, or its queue has waited for releases long enough."""
+        if revision.floor_missing > 0:
+            self.settle(revision, now, out)
+        elif revision.queue and revision not in self._ledger.hungry:
+            self._starts.ask_for(revision, now, out)
 
     def look(self, instance: Instance, now: float, out: list[Action]) -> None:
         """An instance's time has come, or may have: stop it, freeze it, or look again later."""
