@@ -124,7 +124,7 @@ class Deployments:
         if heir is None:
             self._queues.reject_all(revision, RejectReason.REMOVED, None, "the revision was removed", out)
         else:
-            self._queues.move_queue(revision, heir)
+            self._queues.move_queue(revision, heir, out)
         self._ledger.retire_revision(revision)
         self._stop_present(revision, StopReason.REMOVED, out)
         self._ledger.forget_if_gone(revision)

@@ -42,14 +42,20 @@ class Queues:
         for waiter in list(revision.queue.values()):
             self.reject_waiter(waiter, reason, retry_s, detail, out)
 
-    def move_queue(self, origin: Revision, heir: Revision) -> None:
-        """The queue of a removed revision goes to the one that replaces it, each at its place of arrival."""
+    def move_queue(self, origin: Revision, heir: Revision, out: list[Action]) -> None:
+        """The queue of a removed revision goes to the one that replaces it, each at its place of arrival. Where
+        the heir has a queue of its own too, the newest beyond the bound are refused."""
+        bound = max(len(origin.queue), heir.spec.queue_max + heir.starting_slots)
         merged = sorted((*origin.queue.values(), *heir.queue.values()), key=lambda waiter: waiter.number)
         origin.queue.clear()
         heir.queue.clear()
         for waiter in merged:
             waiter.revision = heir
             heir.queue[waiter.invocation] = waiter
+        retry_s = self._admission.queue_retry_s(heir)
+        for waiter in merged[bound:]:
+            detail = f"{bound} invocations are queued already"
+            self.reject_waiter(waiter, RejectReason.QUEUE_FULL, retry_s, detail, out)
 
     def overdue(self, waiter: Waiter, now: float, out: list[Action]) -> None:
         """Its deadline has come."""

@@ -248,8 +248,8 @@ class World:
             )
             assert full, "it waits for a limit that does not hold"
             assert revision in blocked
-        most = revision.spec.queue_max + revision.max_instances * revision.slots
-        assert len(revision.queue) <= 2 * most + revision.slots, "an unbounded queue"
+        most = max(spec.queue_max + 4 * spec.slots for spec in self.specs.values())
+        assert len(revision.queue) <= most, "an unbounded queue"
         if not revision.running and not revision.total and not ledger.host.draining:
             wanted = revision in ledger.hungry
             timed = revision.timer_at < math.inf or ledger.host.timer_at < math.inf

@@ -137,6 +137,18 @@ def test_replaced_hands_its_queue_over_in_order_of_arrival() -> None:
     assert world.kinds[first] is StartKind.COLD
 
 
+def test_replaced_the_queue_stays_bounded() -> None:
+    world = World(max_starts=1)
+    world.deploy("v1", function="f", max_instances=1, queue_max=3)
+    world.deploy("v2", function="f", max_instances=1, queue_max=3)
+    old = [world.invoke("v1") for _ in range(4)]
+    new = [world.invoke("v2") for _ in range(3)]
+    world.waiting.update(dict.fromkeys(old, "v2"))
+    world.do(Removed("v1", replaced_by="v2"))
+    assert set(world.waiting) == set(old), "the oldest stay"
+    assert {world.rejected[number].reason for number in new} == {RejectReason.QUEUE_FULL}
+
+
 def test_replaced_serves_the_queue_at_once_from_a_warm_heir() -> None:
     world = World()
     world.deploy("v1", function="f", max_instances=1)
