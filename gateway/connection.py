@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -101,6 +102,12 @@ class Connection:
                     await self._try_error(self._cut)
         except (ChannelClosed, ClientGone):
             pass
+        except Exception:  # a fault in one request must not end the daemon under the others
+            log.exception("a request failed unexpectedly", target=self._message.target.decode("ascii", "replace"))
+            with contextlib.suppress(ChannelClosed, ClientGone), trio.move_on_after(1):
+                await self._try_error(
+                    ApiError(500, "internal", "an error inside poold", hint="its log has the details")
+                )
         finally:
             sweeper.all.discard(self)
             sweeper.running.discard(self)
@@ -274,23 +281,6 @@ class Connection:
         self.activity += 1
         if sent != len(data):
             await self.send(memoryview(data)[sent:])
-
-    def try_pass_on(self, status: int, raw: bytes, head: bytes) -> memoryview | None:
-        """Send a whole HTTP/1.1 answer as it is, with more header lines. What must still go through send(), if any.
-
-        Raises ClientGone.
-        """
-        self.answered = True
-        self.status = status
-        after_status = raw.index(b"\n") + 1
-        close = b"" if self._keeps() else b"connection: close\r\n"
-        data = b"%b%b%b%b" % (raw[:after_status], head, close, raw[after_status:])
-        try:
-            sent = self._channel.try_send(data)
-        except ChannelClosed as exc:
-            raise ClientGone from exc
-        self.activity += 1
-        return None if sent == len(data) else memoryview(data)[sent:]
 
     async def reply_stream(self, status: int, head: bytes, length: int | None, first: bytes, rest: BodySource) -> None:
         """Send an answer as it comes, with back-pressure. An answer that breaks off closes the connection."""
