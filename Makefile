@@ -32,7 +32,6 @@ lint: $(VENV)/ready-dev ## ruff, mypy --strict, the import rule
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy --strict
 	$(VENV)/bin/mypy --strict --explicit-package-bases scripts
-	$(VENV)/bin/mypy --strict tests
 	$(VENV)/bin/lint-imports --no-logo
 
 format: $(VENV)/ready-dev ## let ruff put the code in order

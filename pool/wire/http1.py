@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import http
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httptools
 
@@ -72,25 +72,29 @@ class Limits:
         return self.header_bytes + 4 * self.header_count + self.target_bytes + 256
 
 
-@dataclass(slots=True)
 class RequestMessage:
-    """A request as far as it has arrived. `parts` is the body so far, to be taken out by the reader's user."""
+    """A request as far as it has arrived. `parts` is the body so far, to be taken out by the reader's user.
 
-    method: bytes = b""
-    target: bytes = b""
-    headers: Headers = field(default_factory=list)
-    version: str = "1.1"
-    keep_alive: bool = True
+    A plain class whose defaults are the class's own: one is made for each request, and most stay as they are.
+    """
+
+    method = b""
+    target = b""
+    version = "1.1"
+    keep_alive = True
     length: int | None = None  # Content-Length; None: none was sent, or chunked
-    chunked: bool = False
-    expects_continue: bool = False
-    upgrade: bool = False
+    chunked = False
+    expects_continue = False
+    upgrade = False
     host: bytes | None = None
-    host_count: int = 0
-    parts: list[bytes] = field(default_factory=list)
-    body: bytes = b""  # what the reader's user took out before it handed the message on
-    head_done: bool = False
-    done: bool = False
+    host_count = 0
+    body = b""  # what the reader's user took out before it handed the message on
+    head_done = False
+    done = False
+
+    def __init__(self) -> None:
+        self.headers: Headers = []
+        self.parts: list[bytes] = []
 
     def take_body(self) -> bytes:
         """What of the body has arrived since the last call."""
@@ -325,8 +329,11 @@ class ResponseReader:
             )
         self.head_done = True
         framed = False
+        kinds = KINDS
         for name, value in self.headers:
-            kind = kind_of(name)
+            kind = kinds.get(name)
+            if kind is None:
+                kind = kind_of(name)
             if kind == LENGTH:
                 framed = True
                 if value.isdigit():
