@@ -361,10 +361,14 @@ class Dispatcher:
                 self._forget_if_gone(revision_id)
 
     def _forget_if_gone(self, revision_id: str) -> None:
-        """A removed revision is forgotten with its last instance."""
+        """A removed revision is forgotten with its last instance, and with a function's last what it printed."""
         if revision_id in self._removed and not self.core.instances(revision_id):
             self._removed.discard(revision_id)
-            self._deployments.pop(revision_id).wake()
+            gone = self._deployments.pop(revision_id)
+            gone.wake()
+            name = gone.revision.spec.name
+            if all(deployment.revision.spec.name != name for deployment in self._deployments.values()):
+                self.logs.forget(name)
 
     def _note_emptied(self) -> None:
         self._emptied.set()
