@@ -8,8 +8,9 @@ from urllib.parse import unquote
 import structlog
 import trio
 
+from gateway.bodies import RequestBody
 from gateway.config import HttpSection
-from gateway.connection import Connection, RequestBody
+from gateway.connection import Connection
 from gateway.errors import ApiError
 from gateway.invoke import Invoker
 from gateway.registry import Function, Registry

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import enum
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
 
+from gateway.bodies import IteratedBody, RequestBody
 from gateway.errors import ApiError, ClientGone
 from gateway.limits import ServerLimits
 from gateway.request import Response
@@ -267,6 +268,12 @@ class Connection:
 
     async def reply(self, status: int, head: bytes, body: bytes) -> None:
         """Send a whole answer in one write. `head`: header lines, without content-length and connection."""
+        unsent = self.try_reply(status, head, body)
+        if unsent is not None:
+            await self.send(unsent)
+
+    def try_reply(self, status: int, head: bytes, body: bytes) -> memoryview | None:
+        """reply(), as far as the client takes it at once; what is left must go to send(). Raises ClientGone."""
         self.answered = True
         self.status = status
         close = b"" if self._keeps() else b"connection: close\r\n"
@@ -279,8 +286,7 @@ class Connection:
         except ChannelClosed as exc:
             raise ClientGone from exc
         self.activity += 1
-        if sent != len(data):
-            await self.send(memoryview(data)[sent:])
+        return None if sent == len(data) else memoryview(data)[sent:]
 
     async def reply_stream(self, status: int, head: bytes, length: int | None, first: bytes, rest: BodySource) -> None:
         """Send an answer as it comes, with back-pressure. An answer that breaks off closes the connection."""
@@ -321,7 +327,7 @@ class Connection:
             await self.reply(response.status, head, response.body)
         else:
             try:
-                await self.reply_stream(response.status, head, None, b"", _Iterated(response.body))
+                await self.reply_stream(response.status, head, None, b"", IteratedBody(response.body))
             finally:
                 close = getattr(response.body, "aclose", None)
                 if close is not None:
@@ -352,46 +358,7 @@ class Connection:
         await self.respond(Response(error.status, error.body(), headers=headers))
 
 
-class RequestBody:
-    """The rest of a request's body, as a BodySource. Raises ApiError 413 beyond the limit."""
-
-    __slots__ = ("_connection", "_left", "_limit_bytes", "_message")
-
-    def __init__(self, connection: Connection, message: RequestMessage, limit_bytes: int) -> None:
-        self._connection = connection
-        self._message = message
-        self._limit_bytes = self._left = limit_bytes
-
-    def limit(self, limit_bytes: int, begun_bytes: int) -> None:
-        """Take no body larger than this, if that is less; `begun_bytes` of it came with the head."""
-        self._limit_bytes = min(limit_bytes, self._limit_bytes)
-        self._left = self._limit_bytes - begun_bytes
-
-    async def receive(self) -> bytes:
-        """See BodySource.receive."""
-        data = await self._connection.read_more(self._message)
-        self._left -= len(data)
-        if self._left < 0:
-            raise ApiError(413, "body_too_large", f"the body is larger than {self._limit_bytes} bytes")
-        return data
-
-
 def _host_name(host: bytes | None) -> bytes:
     """A Host header without its port."""
     name, colon, port = (host or b"").lower().rpartition(b":")
     return name if colon and port.isdigit() else name + colon + port
-
-
-class _Iterated:
-    """An async iterator as a BodySource."""
-
-    __slots__ = ("_iterator",)
-
-    def __init__(self, iterator: AsyncIterator[bytes]) -> None:
-        self._iterator = iterator
-
-    async def receive(self) -> bytes:
-        async for data in self._iterator:
-            if data:
-                return data
-        return b""
