@@ -43,6 +43,7 @@ from scheduler.model import HostLimits
 log = structlog.get_logger("poold")
 
 SAMPLE_S = 15.0
+LAST_ANSWERS_S = 1.0
 STALLED_S = 5.0  # the scheduler wanted a tick this long ago: no more signs of life to systemd
 
 
@@ -63,6 +64,7 @@ class Daemon:
         self._overrides = overrides
         self._began_s = time.monotonic()
         self._stop = trio.Event()
+        self._patience = trio.CancelScope()  # with what still runs at the end
         self._warnings: list[str] = []
         self._reload_problem = ""
         self._chosen: Chosen | None = None
@@ -188,10 +190,14 @@ class Daemon:
         log.info("draining", timeout_s=limit_s, instances="kept" if keep else "stopped")
         began_s = trio.current_time()
         server.close()
-        with trio.move_on_after(limit_s):
+        self._dispatcher.logs.end()  # who follows logs would hold up the end
+        self._patience.deadline = began_s + limit_s
+        with self._patience:
             await server.closed.wait()
         left_s = max(0.1, limit_s - (trio.current_time() - began_s))
         in_time = await self._dispatcher.drain(left_s, keep=keep)
+        with trio.move_on_after(LAST_ANSWERS_S):  # the callers of what was cut are told
+            await server.closed.wait()
         if not keep:
             await self._backend.backend.cleanup()
         log.info("stopped", in_time=in_time)
@@ -204,6 +210,7 @@ class Daemon:
                 elif self._stop.is_set():
                     log.warning("told to stop a second time: cutting what still runs")
                     self._dispatcher.cut()
+                    self._patience.cancel()
                 else:
                     self.drain()
 

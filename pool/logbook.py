@@ -29,8 +29,12 @@ class Follower:
             self._send.send_nowait(line)
         except trio.WouldBlock:
             self.missed += 1
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+
+    def end(self) -> None:
+        """Nothing comes any more: `lines` ends after what it holds."""
+        self._send.close()
 
 
 class _FunctionLines:
@@ -48,6 +52,7 @@ class LogBook:
     def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
         self._keep_bytes = keep_bytes
         self._functions: dict[str, _FunctionLines] = {}
+        self._ended = False
 
     def add(self, function: str, line: LogLine) -> None:
         """Keep a line; the oldest make room."""
@@ -84,12 +89,21 @@ class LogBook:
         """Follow a function's lines from now on, whether it exists yet or not."""
         entry = self._functions.setdefault(function, _FunctionLines())
         follower = Follower()
+        if self._ended:
+            follower.end()
         entry.followers.add(follower)
         try:
             yield follower
         finally:
             entry.followers.discard(follower)
             follower.lines.close()
+
+    def end(self) -> None:
+        """End every subscription, those to come too: the daemon goes down."""
+        self._ended = True
+        for entry in self._functions.values():
+            for follower in entry.followers:
+                follower.end()
 
     def forget(self, function: str) -> None:
         """A function was removed. Followers stay subscribed to the name."""
