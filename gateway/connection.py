@@ -42,6 +42,7 @@ class Connection:
 
     __slots__ = (
         "_channel",
+        "_closing",
         "_cut",
         "_keep_alive",
         "_limits",
@@ -75,6 +76,7 @@ class Connection:
         self._message = RequestMessage()
         self._scope = trio.CancelScope()
         self._cut: ApiError | None = None
+        self._closing: Callable[[], bool] = bool  # False until serve() is told whom to ask
         self._keep_alive = True
         self._seen_activity = -1
         self._seen_at_s = 0.0
@@ -94,10 +96,11 @@ class Connection:
     async def serve(self, answer: Answer, closing: Callable[[], bool]) -> None:
         """Serve until the connection ends. Never raises but by cancellation from outside."""
         sweeper = self._sweeper
+        self._closing = closing
         sweeper.add(self)
         try:
             with self._scope:
-                await self._serve(answer, closing)
+                await self._serve(answer)
             if self._scope.cancelled_caught and self._cut is not None and not self.answered:
                 with trio.move_on_after(1):
                     await self._try_error(self._cut)
@@ -158,7 +161,7 @@ class Connection:
 
     # --- requests ---
 
-    async def _serve(self, answer: Answer, closing: Callable[[], bool]) -> None:
+    async def _serve(self, answer: Answer) -> None:
         running = self._sweeper.running
         began = self._sweeper.began
         allowed = self._limits.allowed_hosts
@@ -167,8 +170,6 @@ class Connection:
             message = await self._next()
             if message is None:
                 return
-            if closing():
-                self._keep_alive = False
             self.start_kind = ""
             self.requests += 1
             self.phase = Phase.RUN
@@ -344,7 +345,7 @@ class Connection:
         self._keep_alive = False
 
     def _keeps(self) -> bool:
-        if not self._message.done:
+        if not self._message.done or self._closing():
             self._keep_alive = False
         return self._keep_alive
 
