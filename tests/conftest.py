@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 
 import pytest
 import structlog
 
 from scripts.engine import Engine
+
+# A shell that runs the suite in the background has it ignore Ctrl-C, and whatever the tests start would too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Simulations log thousands of lines, which cost more than the simulation. A test that wants them configures its own.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
