@@ -9,13 +9,15 @@ import outcome
 import trio
 
 from pool.contracts.base import Call, Reply
-from pool.errors import BackendUnavailable, ExchangeError
+from pool.errors import BackendUnavailable, BadAnswer, ExchangeError
 from pool.instance import Instance
 from scheduler.messages import Abandoned, Grant, Invoked, Reject, Released
 from scheduler.model import StartKind
 
 if TYPE_CHECKING:
     from pool.dispatcher import Dispatcher
+
+END_TOLD_S, END_POLL_S = 0.2, 0.005  # how long the backend may take to tell of an instance's end
 
 
 class Lease:
@@ -131,12 +133,23 @@ class Lease:
         except ExchangeError as exc:
             if not exc.sent:
                 self._used = False
+            elif not isinstance(exc, BadAnswer):
+                await self._say_how_it_ended(exc)
             raise
         finally:
             instance.log.leave(call.id)
         if reply.stream is None:
             self._in_exchange = False
         return reply
+
+    async def _say_how_it_ended(self, error: ExchangeError) -> None:
+        """A connection that broke is mostly the code's end, which the backend tells a moment later."""
+        running = self.instance.running
+        with trio.move_on_after(END_TOLD_S):
+            while running.exited is None:  # noqa: ASYNC110 # too rare to ask every backend for an event
+                await trio.sleep(END_POLL_S)
+        if running.exited is not None:
+            error.message = f"{error.message}; it ended: {running.exited}"
 
     def finished(self) -> None:
         """The reply's stream was read to its end."""
