@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,20 @@ from gateway.client_errors import RequestFailed
 
 ONE = {"min": 1, "max": 1}
 FEW = {"max": 1}
+
+HUNGRY = """#!/usr/bin/python3 -SE
+import http.server, os
+
+class Requests(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        kept = bytes(b"x" * 1_048_576 * int(self.path[1:]))
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+http.server.HTTPServer(("0.0.0.0", int(os.environ["PORT"])), Requests).serve_forever()
+"""
 
 
 @pytest.fixture(scope="module", params=["process", "docker"])
@@ -84,6 +100,26 @@ def test_code_that_exits_at_once(poold: Poold) -> None:
     assert "cannot find the settings file" in error.details[0]["log_tail"]
 
 
+def test_code_of_the_fc_contract_that_does_not_start(poold: Poold) -> None:
+    """In the words that Alibaba's own error has."""
+    error = refused(poold, "fc", "exits-at-once", contract="fc", pool=ONE)
+    assert error.status == 422
+    assert "The CA's http server cannot be started" in error.message
+    assert "cannot find the settings file" in error.message + str(error.details)
+
+
+def test_a_deployment_whose_client_goes_away_is_undone(poold: Poold) -> None:
+    digest = poold.upload("never-listens")
+    spec = b'{"name": "left", "code": "code", "network": "none", "pool": {"min": 1}}'
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(poold.socket_path))
+        head = f"PUT /v1/functions/left?code={digest} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(spec)}\r\n\r\n"
+        sock.sendall(head.encode() + spec)
+        poold.until("left", lambda found: len(found) == 1)
+    poold.until("left", lambda found: not found)
+    assert poold.request("GET", "/fn/left/").status == 404
+
+
 def test_an_invocation_that_waits_for_a_start_that_fails(poold: Poold) -> None:
     poold.deploy("exits", "exits-at-once")
     reply = poold.ask("exits")
@@ -110,6 +146,7 @@ def test_code_that_exits_in_mid_request(poold: Poold) -> None:
     reply = poold.ask("exits", body=b"go")
     assert reply.status == 502
     assert reply.error["code"] == "instance_failed"
+    assert "exit code 4" in reply.error["message"]
     assert "poolctl logs exits" in reply.error["hint"]
     again = poold.ask("exits", body=b"stay")
     assert (again.status, again.body) == (200, b"stayed")
@@ -166,6 +203,18 @@ def test_code_that_floods_its_output(poold: Poold) -> None:
         assert poold.ask("calm").status == 200
     assert poold.ask("flood").status == 200
     assert poold.rss_mb() < start_mb + 40
+
+
+def test_code_that_takes_more_memory_than_it_may(poold: Poold, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "bootstrap").write_text(HUNGRY)
+    (tmp_path / "bootstrap").chmod(0o755)
+    poold.deploy("hungry", tmp_path, memory_mb=32, pool=ONE)
+    assert poold.ask("hungry", "/1").body == b"ok"
+    reply = poold.ask("hungry", "/200")
+    assert (reply.status, reply.error["code"]) == (502, "instance_failed")
+    assert "out of memory" in reply.error["message"]
+    assert poold.ask("hungry", "/1").body == b"ok"
 
 
 # --- clients that go away ---

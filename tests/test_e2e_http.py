@@ -196,12 +196,11 @@ def test_a_body_that_nobody_wants_is_not_asked_for(talk: Conversation) -> None:
 
 
 def test_a_connection_that_rests_too_long_is_closed() -> None:
-    with Poold("process", config={"http": {"idle_timeout_s": 0.2, "head_timeout_s": 0.2}}) as short:
-        with short.connect() as resting:
-            assert resting.recv(1) == b""
-        with short.connect() as trickling:
-            trickling.sendall(b"GET /healthz HT")
-            assert trickling.recv(65_536).startswith(b"HTTP/1.1 408 ")
+    config = {"http": {"idle_timeout_s": 0.2, "head_timeout_s": 0.2}}
+    with Poold("process", config=config) as short, short.connect() as resting, short.connect() as trickling:
+        trickling.sendall(b"GET /healthz HT")
+        assert resting.recv(1) == b""
+        assert trickling.recv(65_536).startswith(b"HTTP/1.1 408 ")
 
 
 # --- streams ---

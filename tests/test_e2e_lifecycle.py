@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from daemon_kit import ROOT, Bystander, Poold, Reply, background, wait_until
+from pool_docker_kit import busybox_tar, import_image
 
 from gateway.client import function_path
 from gateway.client_errors import RequestFailed
@@ -194,14 +195,17 @@ def test_the_breaker_is_closed_by_hand(poold: Poold) -> None:
     assert poold.ask("f").error["code"] == "start_failed"
 
 
-def test_a_floor_instance_that_dies_is_replaced(poold: Poold) -> None:
-    poold.deploy("f", "counter", pool=ONE)
-    (before,) = poold.until_idle("f")
+@pytest.mark.parametrize("state", ["idle", "frozen"])
+def test_a_floor_instance_that_dies_is_replaced(poold: Poold, state: str) -> None:
+    poold.deploy("f", "counter", pool={**ONE, "freeze_after_s": 0 if state == "frozen" else None})
+    (before,) = poold.until_idle("f", 1, state)
     if poold.backend == "docker":
         (container,) = (one["Id"] for one in poold.containers() if "-f-" in one["Names"][0])
         poold.engine("kill", container)
     else:
         os.kill(before["pid"], signal.SIGKILL)
+        if state == "frozen":
+            poold.ask("f")  # under cgroup v1 a frozen process ends only when it is thawed
     wait_until(
         lambda: poold.instances("f"),
         lambda found: [one["state"] in ("idle", "frozen") and one["id"] != before["id"] for one in found] == [True],
@@ -209,6 +213,29 @@ def test_a_floor_instance_that_dies_is_replaced(poold: Poold) -> None:
         timeout_s=5,
     )
     assert poold.ask("f").start_kind == "prewarmed"
+
+
+def test_an_image_is_a_function_too(poold: Poold) -> None:
+    """A new image under the same name is a new revision; poold starts what the digest says."""
+    if poold.backend != "docker":
+        with pytest.raises(RequestFailed, match="needs Docker"):
+            poold.deploy("image", None, image="any:1")
+        return
+    name = f"{poold.network}:1"
+    images = []
+    try:
+        for text in ("first", "second"):
+            data = busybox_tar(page=text)
+            images.append(import_image(poold.docker_host, name, data, ['CMD ["/busybox","httpd","-f","-p","8080"]']))
+            outcome = poold.deploy("image", None, image=name, pool=ONE)["outcome"]
+            assert outcome == ("created" if text == "first" else "updated")
+            reply = poold.ask("image", "/page")
+            assert (reply.status, reply.body, reply.start_kind) == (200, text.encode(), "prewarmed")
+        poold.remove("image")
+        poold.until("image", lambda found: not found)
+    finally:
+        for image in images:
+            poold.engine("remove_image", image, force=True)
 
 
 # --- logs ---

@@ -273,3 +273,34 @@ def test_the_engine_restarts_under_a_running_daemon(own_engine: Engine) -> None:
         after = containers_by_instance(poold)
         assert len(after) == 3
         assert not before & set(after.values())
+
+
+def test_the_engine_crashes_and_what_runs_goes_on(own_engine: Engine) -> None:
+    """Instances outlive their engine until it is back; invocations go on meanwhile."""
+    with Poold("docker", own_engine.url) as poold:
+        poold.deploy("f", "counter", pool=ONE)
+        instance, _ = poold.ask("f").body.split()
+        own_engine.kill()
+        wait_until(lambda: poold.status()["engine_problem"], bool, what="the loss to be seen")
+        reply = poold.ask("f")
+        assert (reply.status, reply.body.split()[0]) == (200, instance)
+        own_engine.start()
+        wait_until(lambda: poold.status()["engine_problem"], lambda problem: problem is None, timeout_s=30)
+        # The engine ended what ran before its crash.
+        reply = wait_until(lambda: poold.ask("f"), lambda reply: reply.body.split()[:1] != [instance])
+        wait_until(lambda: poold.ask("f").status, lambda status: status == 200)
+        poold.until_idle("f")
+        assert len(poold.containers()) == 1
+
+
+def test_an_invocation_that_runs_when_the_engine_goes(own_engine: Engine) -> None:
+    with Poold("docker", own_engine.url) as poold:
+        poold.deploy("slow", "slow", pool=ONE)
+        with background() as begin, poold.follow("slow") as followed:
+            running = begin(poold.ask, "slow", "/?s=3600")
+            assert next(followed.lines())["text"] == "sleeping 3600"
+            own_engine.stop()
+            assert running.result().status == 502
+        own_engine.start()
+        poold.until_idle("slow")
+        assert poold.ask("slow").body == b"slept 0"
