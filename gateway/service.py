@@ -64,7 +64,9 @@ class Daemon:
         self._overrides = overrides
         self._began_s = time.monotonic()
         self._stop = trio.Event()
+        self._life = trio.CancelScope()
         self._patience = trio.CancelScope()  # with what still runs at the end
+        self._reload_asked = False  # before there was anything to reload
         self._warnings: list[str] = []
         self._reload_problem = ""
         self._chosen: Chosen | None = None
@@ -127,6 +129,13 @@ class Daemon:
 
     async def run(self) -> None:
         """Run until told to stop. Raises Fatal."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._signals)
+            with self._life:
+                await self._run()
+            nursery.cancel_scope.cancel()
+
+    async def _run(self) -> None:
         daemon_config = self.config.daemon
         state_dir = Path(daemon_config.state_dir)
         async with AsyncExitStack() as stack:
@@ -150,7 +159,6 @@ class Daemon:
     async def _serve(self, store: Store, codestore: CodeStore, listeners: list[Listener]) -> None:
         dispatcher = self._dispatcher
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._signals)
             await nursery.start(dispatcher.run)
             dispatcher.hold_starts("poold is starting")
             registry = Registry(store, codestore, dispatcher.backend, dispatcher, CONTRACTS)
@@ -175,6 +183,8 @@ class Daemon:
             server = self._server = Server(listeners, app.answer, server_limits(self.config))
             await nursery.start(server.run)
             log.info("listening", addresses=list(self.listen))
+            if self._reload_asked:
+                await self._reload()
             nursery.start_soon(self._tell_ready, registry)
             nursery.start_soon(self._watchdog)
             nursery.start_soon(self._sample)
@@ -202,17 +212,25 @@ class Daemon:
             await self._backend.backend.cleanup()
         log.info("stopped", in_time=in_time)
 
-    async def _signals(self) -> None:
+    async def _signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            task_status.started()
             async for number in received:
                 if number == signal.SIGHUP:
-                    await self._reload()
-                elif self._stop.is_set():
+                    if self._server is None:
+                        self._reload_asked = True
+                    else:
+                        await self._reload()
+                elif not self._stop.is_set():
+                    self.drain()
+                    if self._chosen is None:  # nothing to drain yet
+                        self._life.cancel()
+                elif self._server is None:
+                    self._life.cancel()
+                else:
                     log.warning("told to stop a second time: cutting what still runs")
                     self._dispatcher.cut()
                     self._patience.cancel()
-                else:
-                    self.drain()
 
     async def _reload(self) -> None:
         systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
