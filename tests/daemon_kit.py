@@ -13,49 +13,26 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import docker
+from daemon_reply import Reply
+from daemon_traces import instance_cgroups, processes_of
+from daemon_waiting import WAIT_S, wait_until
 
 from gateway.client import Answer, Client, function_path
 from gateway.client_errors import ClientError
 from gateway.codetar import write_tar
-from pool import cgroups
 from pool.backends.docker_container import LABEL_DAEMON
 
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = ROOT / "tests/functions"
-WAIT_S = 20.0  # a bound, not a guess: nothing that goes well comes near it
-POLL_S = 0.01
 SILENCE_S = 30.0  # the longest that an answer may keep a test waiting
 
-T = TypeVar("T")
 Config = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer read to its end. Header names are lower-case."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def start_kind(self) -> str:
-        """X-Poold-Start, "" when no instance was involved."""
-        return self.headers.get("x-poold-start", "")
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """poold's own error: code, message, hint ..."""
-        found: dict[str, Any] = json.loads(self.body)["error"]
-        return found
 
 
 @dataclass(slots=True)
@@ -374,7 +351,7 @@ class Poold:
 
     def left_over(self) -> list[str]:
         """What is left of it on this host: processes, cgroups, containers, networks, volumes, its socket."""
-        left = [f"process {pid}: {command}" for pid, command in self.processes()]
+        left = [f"process {pid}: {command}" for pid, command in processes_of(self.directory)]
         if self.socket_path.exists():
             left.append(f"socket {self.socket_path}")
         if not (self.directory / "state/poold.db").exists():
@@ -387,19 +364,6 @@ class Poold:
             left += [f"network {one['Name']}" for one in self.engine("networks", filters=label)]
             left += [f"volume {one['Name']}" for one in self.engine("volumes", filters=label)["Volumes"] or ()]
         return left
-
-    def processes(self) -> list[tuple[int, str]]:
-        """Processes that have its directory in their command line or among their mounts."""
-        marker = str(self.directory).encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            with contextlib.suppress(OSError):
-                command = (entry / "cmdline").read_bytes()
-                if command and (marker in command or marker in (entry / "mountinfo").read_bytes()):
-                    found.append((int(entry.name), command.replace(b"\0", b" ").decode(errors="replace")[:200]))
-        return found
 
     # --- pieces ---
 
@@ -424,7 +388,7 @@ class Poold:
     def _clean(self) -> None:
         """Whatever the outcome of the test, leave nothing to the next."""
         self._kill_group()
-        for pid, _ in self.processes():
+        for pid, _ in processes_of(self.directory):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if self.docker_host and (self.directory / "state/poold.db").exists():
@@ -435,74 +399,3 @@ class Poold:
                 for one in client.networks(filters=label):
                     client.remove_network(one["Id"])
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def instance_cgroups(daemon_id: str) -> list[Path]:
-    """The cgroups of a daemon's processes."""
-    own = cgroups.membership()
-    found: list[Path] = []
-    for hierarchy in cgroups.hierarchies():
-        path = cgroups.path_in(hierarchy, own)
-        where = hierarchy.directory(path) if path is not None else None
-        if where is not None:
-            found += where.glob(f"poold:{daemon_id}:*")
-    return found
-
-
-def wait_until(look: Callable[[], T], wanted: Callable[[T], bool], *, what: str = "it", timeout_s: float = WAIT_S) -> T:
-    """Look until it is as wanted; what was seen then. Fails with what was seen last."""
-    deadline_s = time.monotonic() + timeout_s
-    while not wanted(seen := look()):
-        assert time.monotonic() < deadline_s, f"waited {timeout_s:g} s for {what}; now: {seen}"
-        time.sleep(POLL_S)
-    return seen
-
-
-@contextlib.contextmanager
-def background() -> Iterator[Callable[..., Future[Any]]]:
-    """Calls beside the test: `with background() as begin: future = begin(poold.ask, "f")`. Ends when all have."""
-    with ThreadPoolExecutor(max_workers=32) as threads:
-        yield threads.submit
-
-
-class Bystander:
-    """A function beside the one under test: whatever happens to that, this one's only instance goes on."""
-
-    NAME = "bystander"
-
-    def __init__(self, poold: Poold) -> None:
-        self._poold = poold
-        poold.deploy(self.NAME, "counter", pool={"min": 1, "max": 1})
-        self._instance, self._count = self._ask()
-
-    def check(self) -> None:
-        """It has answered all along, by the same instance."""
-        instance, count = self._ask()
-        assert (instance, count) == (self._instance, self._count + 1)
-        self._count = count
-
-    def _ask(self) -> tuple[str, int]:
-        reply = self._poold.ask(self.NAME)
-        assert reply.status == 200, reply
-        instance, count = reply.body.split()
-        return instance.decode(), int(count)
-
-    def alone(self) -> None:
-        """Remove every other function: nothing of them may be left, and no slot taken."""
-        poold = self._poold
-        for row in poold.call("GET", "/v1/functions")["functions"]:
-            if row["name"] != self.NAME:
-                poold.remove(row["name"])
-        found = wait_until(
-            lambda: poold.call("GET", "/v1/instances")["instances"],
-            lambda found: len(found) == 1,
-            what="their end",
-        )
-        assert found[0]["function"] == self.NAME
-        self.check()
-        status = poold.status()
-        assert (status["running"], status["queued"], status["starts_in_flight"]) == (0, 0, 0)
-        if status["backend"] == "docker":
-            assert len(poold.containers()) == 1
-        elif cgroups_of := instance_cgroups(poold.daemon_id()):
-            assert len({path.name for path in cgroups_of}) == 1

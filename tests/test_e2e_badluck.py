@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_kit import Bystander, Poold, background, wait_until
+from daemon_bystander import Bystander
+from daemon_kit import Poold
+from daemon_waiting import background, wait_until
 
 from gateway.client_errors import RequestFailed
 

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from daemon_kit import Bystander, Poold, wait_until
+from daemon_bystander import Bystander
+from daemon_kit import Poold
+from daemon_waiting import wait_until
 
 MEGABYTE = bytes(range(256)) * 4096
 ONE = {"min": 1, "max": 1}

@@ -10,7 +10,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from daemon_kit import ROOT, Bystander, Poold, Reply, background, wait_until
+from daemon_bystander import Bystander
+from daemon_kit import ROOT, Poold
+from daemon_reply import Reply
+from daemon_waiting import background, wait_until
 from pool_docker_kit import busybox_tar, import_image
 
 from gateway.client import function_path

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from daemon_kit import Bystander, Poold, background, wait_until
+from daemon_bystander import Bystander
+from daemon_kit import Poold
+from daemon_waiting import background, wait_until
 
 from gateway.client import function_path
 from gateway.client_errors import RequestFailed

@@ -11,7 +11,10 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-from daemon_kit import Bystander, Poold, background, instance_cgroups, wait_until
+from daemon_bystander import Bystander
+from daemon_kit import Poold
+from daemon_traces import instance_cgroups
+from daemon_waiting import background, wait_until
 
 from pool.backends.docker_container import LABEL_DAEMON
 from scripts.engine import Engine
@@ -39,6 +42,13 @@ def poold(request: pytest.FixtureRequest) -> Iterator[Poold]:
 def containers_by_instance(poold: Poold) -> dict[str, str]:
     """Container ids by the instances' names."""
     return {one["Names"][0]: one["Id"] for one in poold.containers()}
+
+
+def run_to_its_end(poold: Poold) -> tuple[int, str]:
+    """Start a daemon that cannot run: its exit code, and what it said."""
+    poold.write_config()
+    code = poold.launch().wait(60)
+    return code, poold.log()
 
 
 # --- the end of the daemon ---
@@ -166,14 +176,44 @@ def test_two_daemons_do_not_share_a_state_directory() -> None:
     with Poold("process") as first:
         second = Poold("process", config={"daemon": {"state_dir": str(first.directory / "state")}})
         try:
-            second.write_config()
-            assert second.launch().wait(30) == 1
-            assert "another poold" in second.log()
-            assert f"pid {first._running.pid}" in second.log()
-            assert "Traceback" not in second.log()
+            code, said = run_to_its_end(second)
+            assert code == 1
+            assert f"another poold (pid {first.status()['pid']})" in said
+            assert "Traceback" not in said
         finally:
             shutil.rmtree(second.directory)
         assert first.request("GET", "/healthz").status == 200
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_signals_while_it_starts(backend: str, request: pytest.FixtureRequest) -> None:
+    """From its first file on it hears them: it ends in order, and has nothing to reload yet."""
+    with Poold(backend, host_of(backend, request)) as poold:
+        poold.deploy("f", "echo", pool=ONE)
+        poold.terminate()
+        assert poold.wait_exit() == 0
+        lock = poold.directory / "state/lock"
+        lock.unlink()
+        poold.launch()
+        wait_until(lock.exists, bool)
+        poold.signal(signal.SIGHUP)
+        poold.terminate()
+        assert poold.wait_exit() == 0
+        assert poold.left_over() == []
+        assert "Traceback" not in poold.log()
+
+
+def test_a_port_that_is_taken() -> None:
+    with Poold("process") as first:
+        second = Poold("process", config={"http": {"listen": [f"127.0.0.1:{first.port}"]}})
+        try:
+            code, said = run_to_its_end(second)
+            assert code == 1
+            assert f"127.0.0.1:{first.port}" in said
+            assert "Traceback" not in said
+            assert second.left_over() == []
+        finally:
+            shutil.rmtree(second.directory)
 
 
 # --- reloading ---
@@ -203,13 +243,6 @@ def test_a_valid_configuration_is_taken_and_an_invalid_one_refused() -> None:
 
 
 # --- the engine ---
-
-
-def run_to_its_end(poold: Poold) -> tuple[int, str]:
-    """Start a daemon that cannot run: its exit code, and what it said."""
-    poold.write_config()
-    code = poold.launch().wait(60)
-    return code, poold.log()
 
 
 def test_no_engine_where_one_is_asked_for() -> None:
