@@ -9,7 +9,7 @@ import trio
 
 from pool.backends.base import Backend, Running, StartRequest
 from pool.contracts.base import Contract, Link, Session
-from pool.errors import BackendUnavailable, StartError
+from pool.errors import StartError
 from pool.instance import Instance
 from pool.logbook import LogBook
 from pool.logs import InstanceLog
@@ -51,7 +51,7 @@ async def prepare(
     """Start, connect and initialise one instance, within the spec's start_timeout_s.
 
     Raises StartError, or what backend.start raises; then, and when cancelled, it leaves nothing behind, or hands
-    what cannot be stopped now, because the engine has gone, to `leave`.
+    what cannot be stopped now, as when the engine has gone, to `leave`.
     """
     revision, contract = deployment.revision, deployment.contract
     spec = revision.spec
@@ -94,7 +94,7 @@ async def prepare(
                 if running is not None:
                     try:
                         await running.stop(0)
-                    except BackendUnavailable:
+                    except Exception:  # noqa: BLE001 - whatever it is, it is tried again, and told if that fails too
                         leave(running)
                 log.close()
 

@@ -222,6 +222,9 @@ class Dispatcher:
                 usage = await instance.running.sample()
             except (OSError, BackendUnavailable):
                 continue  # it went meanwhile
+            except Exception:  # one instance's fault must not end the daemon
+                log.exception("an instance could not be measured", instance=instance.id)
+                continue
             if instance.id in self._instances:
                 found[instance.id] = usage.memory_mb
                 self.feed(Sampled(instance.id, usage.memory_mb))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import structlog
@@ -98,12 +97,17 @@ class Execution:
                 failure = exc
             except PoolError as exc:
                 failure = StartError(exc.message, hint=exc.hint, backend_fault=isinstance(exc, BackendUnavailable))
+            except Exception as exc:  # a fault in one function's start must not end the daemon under the others
+                log.exception("a start failed unexpectedly", instance=action.instance)
+                failure = StartError(f"an error inside poold: {exc}", hint="its log has the details")
         del self.starts[action.instance]
         if instance is not None:
             self.instances[action.instance] = instance
             deployment.prepared += 1
             deployment.last_error = None
             self._feed(Started(action.instance))
+            if instance.running.exited is not None:  # the backend told so before anybody knew the instance
+                self._feed(Died(action.instance, instance.running.exited))
         elif failure is not None:
             log.warning(
                 "start failed",
@@ -127,6 +131,8 @@ class Execution:
                 stopped = True
             except BackendUnavailable as exc:
                 log.warning("not stopped now, but when the engine answers", instance=instance.id, error=exc.message)
+            except Exception:  # as in _start
+                log.exception("a stop failed unexpectedly, and is tried again", instance=instance.id)
         if not stopped:
             await self._stop_later(instance.running)
         self.stopping -= 1
@@ -143,10 +149,15 @@ class Execution:
         while True:
             with trio.move_on_after(RETRY_STOP_S):
                 await self.engine_back.wait()
-            with contextlib.suppress(BackendUnavailable):
+            try:
                 with trio.CancelScope(shield=True):
                     await running.stop(0)
-                return
+            except BackendUnavailable:
+                continue
+            except Exception as exc:  # noqa: BLE001 - as in _start; a line each time, not a traceback
+                log.error("still not stopped", instance=running.instance_id, error=repr(exc))
+                continue
+            return
 
     async def _freeze(self, instance: Instance, asked: int) -> None:
         try:
@@ -159,6 +170,9 @@ class Execution:
             if instance.id in self.instances:
                 self._feed(Died(instance.id, exc.message))
             return
+        except Exception:  # as in _start
+            log.exception("a freeze failed unexpectedly", instance=instance.id)
+            frozen = None
         if instance.id not in self.instances:
             return
         if frozen is None:
@@ -171,6 +185,8 @@ class Execution:
             await instance.end(0, hook=False)
         except BackendUnavailable as exc:
             log.warning("an instance could not be stopped", instance=instance.id, error=exc.message)
+        except Exception:  # the others are to be stopped all the same
+            log.exception("an instance could not be stopped", instance=instance.id)
 
     def _spawn(self) -> trio.Nursery:
         assert self.nursery is not None

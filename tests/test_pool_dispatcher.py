@@ -12,7 +12,9 @@ import trio.testing
 
 from pool.backends.simulated import SimulatedBackend
 from pool.backends.simulated_counts import Faults
+from pool.backends.simulated_running import SimulatedRunning
 from pool.contracts.base import Call, Reply
+from pool.contracts.push import PushSession
 from pool.contracts.registry import CONTRACTS
 from pool.dispatcher import Dispatcher
 from pool.errors import BadAnswer, ExchangeError, Rejected, StartError
@@ -319,3 +321,79 @@ async def test_what_an_instance_prints_is_in_the_book_of_its_function(autojump_c
         revision = await deploy(dispatcher, spec_of())
         lines = [line.text for line in dispatcher.logs.tail("f", 10)]
         assert lines == [f"simulated {revision.id}"]
+
+
+async def _odd(*_: object, **__: object) -> None:
+    await trio.lowlevel.checkpoint()
+    raise ValueError("nobody expected this")
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("step", ["start", "dial", "stop", "freeze", "sample"])
+async def test_an_unexpected_fault_in_one_function_ends_neither_the_dispatcher_nor_leaves_an_instance(
+    autojump_clock, monkeypatch, step
+):
+    backend = SimulatedBackend(1)
+    async with running(backend) as dispatcher:
+        good = await deploy(dispatcher, spec_of("good"))
+        bad = await deploy(dispatcher, spec_of("bad", pool=PoolSpec(min=1, freeze_after_s=3)))
+        owner = backend if step == "start" else SimulatedRunning
+        monkeypatch.setattr(owner, step, _odd)
+        dispatcher.recycle(bad.id)
+        await dispatcher.sample()
+        await trio.sleep(7)
+        monkeypatch.undo()
+        assert (await invoke(dispatcher, good))[1].status == 200
+        dispatcher.reset_breaker(bad.id)
+        assert (await invoke(dispatcher, bad))[1].status == 200
+        dispatcher.remove(bad.id)
+        await until(lambda: dispatcher.deployment(bad.id) is None)
+        await until(lambda: backend.counts.live == 1)
+
+
+@pytest.mark.trio
+async def test_a_start_that_fails_unexpectedly_is_told_to_those_who_wait_and_cleans_up_later(
+    autojump_clock, monkeypatch
+):
+    backend = SimulatedBackend(1)
+    async with running(backend) as dispatcher:
+        revision = await deploy(dispatcher, spec_of(pool=PoolSpec(min=0)), count=0)
+        monkeypatch.setattr(SimulatedRunning, "dial", _odd)
+        monkeypatch.setattr(SimulatedRunning, "stop", _odd)
+        with pytest.raises(StartError, match="inside poold: nobody expected this"):
+            await invoke(dispatcher, revision)
+        assert backend.counts.live == 1
+        monkeypatch.undo()
+        await until(lambda: backend.counts.live == 0)
+
+
+@pytest.mark.trio
+async def test_a_drain_that_cannot_stop_one_instance_stops_the_others(autojump_clock, monkeypatch):
+    backend = SimulatedBackend(1, answer_s=1_000)
+    async with running(backend) as dispatcher:
+        stubborn = await deploy(dispatcher, spec_of("stubborn"))
+        await deploy(dispatcher, spec_of("other"))
+        (name,) = (view.id for view in dispatcher.instances(stubborn.id))
+        monkeypatch.setattr(dispatcher.instance(name).running, "stop", _odd, raising=True)
+        assert not await dispatcher.drain(3)
+        assert list(backend.instances) == [name]
+
+
+@pytest.mark.trio
+async def test_an_instance_that_dies_as_its_start_ends_is_replaced(autojump_clock, monkeypatch):
+    backend = SimulatedBackend(1)
+    real = PushSession.prepare
+
+    async def die_at_the_end(session: PushSession) -> None:
+        await real(session)
+        if backend.counts.starts == 1:
+            (only,) = backend.instances.values()
+            only.die("exit code 3")
+            await trio.testing.wait_all_tasks_blocked()  # the exit is told before the instance is known
+
+    monkeypatch.setattr(PushSession, "prepare", die_at_the_end)
+    async with running(backend) as dispatcher:
+        with trio.fail_after(100):
+            revision = await deploy(dispatcher, spec_of(), count=2)
+        assert backend.counts.live == 1
+        assert (await invoke(dispatcher, revision))[1].status == 200
