@@ -268,8 +268,9 @@ class Dispatcher:
         self.feed(BackendDown(why))
 
     def release_starts(self) -> None:
-        """See hold_starts()."""
-        self.feed(BackendUp())
+        """See hold_starts(). While the engine does not answer, its return releases them."""
+        if self.backend_problem is None:
+            self.feed(BackendUp())
 
     def adopt(self, instance: Instance, age_s: float) -> None:
         """Take a prepared instance of an earlier daemon into the pool (see recovery.recover)."""

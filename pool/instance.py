@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import structlog
 import trio
 
 from pool.backends.base import Running
 from pool.contracts.base import Session
-from pool.errors import RestartWanted
+from pool.errors import BackendUnavailable, RestartWanted
 from pool.logs import InstanceLog
 from pool.spec import Revision
 
@@ -81,7 +83,13 @@ class Instance:
                 # From here on the thaw waits: a freeze half done must be undone, not given up.
                 with trio.CancelScope(shield=True):
                     if not scope.cancel_called:
-                        await self.running.freeze()
+                        try:
+                            await self.running.freeze()
+                        except Exception:
+                            # It may have taken effect all the same, and would then rest for ever.
+                            with contextlib.suppress(OSError, BackendUnavailable):
+                                await self.running.thaw()
+                            raise
                         self.frozen = True
                         await self.session.after_freeze()
         finally:

@@ -30,7 +30,8 @@ async def recover(dispatcher: Dispatcher) -> Recovered:
     """Adopt or remove every instance that an earlier daemon with this identity left.
 
     Call it with starts held (Dispatcher.hold_starts), so that the floor is not started beside what is adopted.
-    Raises BackendUnavailable. Cancelled: the rest is left as it is, for the next time.
+    One that cannot be removed now is left to the backend. Raises BackendUnavailable when the engine cannot be asked
+    what there is. Cancelled: the rest is left as it is, for the next time.
     """
     found = await dispatcher.backend.find()
     result = Recovered()
@@ -38,11 +39,16 @@ async def recover(dispatcher: Dispatcher) -> Recovered:
 
     async def one(item: Found) -> None:
         async with limiter:
-            if await _adopt(dispatcher, item):
-                result.adopted += 1
-            else:
-                await dispatcher.backend.remove(item)
-                result.removed += 1
+            try:
+                if await _adopt(dispatcher, item):
+                    result.adopted += 1
+                else:
+                    await dispatcher.backend.remove(item)
+                    result.removed += 1
+            except PoolError as exc:  # the backend tries again later; the daemon is to start all the same
+                log.warning("not removed now", instance=item.instance_id, error=exc.message)
+            except Exception:
+                log.exception("neither adopted nor removed", instance=item.instance_id)
 
     async with trio.open_nursery() as nursery:
         for item in found:

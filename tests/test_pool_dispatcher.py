@@ -17,7 +17,7 @@ from pool.contracts.base import Call, Reply
 from pool.contracts.push import PushSession
 from pool.contracts.registry import CONTRACTS
 from pool.dispatcher import Dispatcher
-from pool.errors import BadAnswer, ExchangeError, Rejected, StartError
+from pool.errors import BackendUnavailable, BadAnswer, ExchangeError, Rejected, StartError
 from pool.recovery import recover
 from pool.spec import FunctionSpec, PoolSpec, Revision, make_revision
 from scheduler.model import HostLimits, InstanceState, RejectReason, StartKind
@@ -397,3 +397,56 @@ async def test_an_instance_that_dies_as_its_start_ends_is_replaced(autojump_cloc
             revision = await deploy(dispatcher, spec_of(), count=2)
         assert backend.counts.live == 1
         assert (await invoke(dispatcher, revision))[1].status == 200
+
+
+@pytest.mark.trio
+async def test_what_cannot_be_removed_keeps_the_next_daemon_from_nothing(autojump_clock, monkeypatch):
+    backend = SimulatedBackend(1)
+    async with running(backend) as dispatcher:
+        kept = await deploy(dispatcher, spec_of("kept"))
+        await deploy(dispatcher, spec_of("gone"))
+
+    async def refuse(found: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise BackendUnavailable("device or resource busy")
+
+    monkeypatch.setattr(backend, "remove", refuse)
+    async with running(backend, epoch="2") as dispatcher:
+        dispatcher.hold_starts("starting")
+        dispatcher.deploy(kept)
+        result = await recover(dispatcher)
+        dispatcher.release_starts()
+        assert (result.adopted, result.removed) == (1, 0)
+        assert (await invoke(dispatcher, kept))[0] is StartKind.WARM
+
+
+@pytest.mark.trio
+async def test_starts_that_recovery_held_stay_held_while_the_engine_is_gone(autojump_clock):
+    backend = SimulatedBackend(1)
+    async with running(backend) as dispatcher:
+        dispatcher.hold_starts("starting")
+        revision = await deploy(dispatcher, spec_of(), count=0)
+        backend.lose_engine("gone for a test")
+        await until(lambda: dispatcher.backend_problem)
+        dispatcher.release_starts()
+        assert not dispatcher.live_instances(revision.id)
+        backend.restore_engine()
+        await until(lambda: dispatcher.stats(revision.id).instances[InstanceState.IDLE] == 1)
+
+
+@pytest.mark.trio
+async def test_a_freeze_that_fails_half_way_is_undone(autojump_clock, monkeypatch):
+    backend = SimulatedBackend(1)
+    real = SimulatedRunning.freeze
+
+    async def lose_the_answer(instance: SimulatedRunning) -> None:
+        await real(instance)
+        raise BackendUnavailable("it did not answer in time")
+
+    monkeypatch.setattr(SimulatedRunning, "freeze", lose_the_answer)
+    async with running(backend) as dispatcher:
+        revision = await deploy(dispatcher, spec_of(pool=PoolSpec(min=1, freeze_after_s=1)))
+        await until(lambda: backend.counts.freezes == 1)
+        with trio.fail_after(5):
+            assert (await invoke(dispatcher, revision))[1].status == 200
+    assert backend.counts.violations == []

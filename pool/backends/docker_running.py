@@ -221,12 +221,12 @@ class DockerInstance:
             self._freezer.freeze()
             await self._freezer.settle()
             return
+        self._paused = True  # also where no answer comes: it may have been done, and to unpause in vain is no error
         try:
             await self._engine.call(lambda client: client.pause(self.container_id))
         except docker.errors.APIError as exc:
-            self._pause_works = False
+            self._paused = self._pause_works = False
             raise BackendUnavailable(f"the engine cannot pause {self.name}: {exc.explanation}") from exc
-        self._paused = True
 
     async def thaw(self) -> None:
         """See Running.thaw: one write to a kernel file, or the engine's unpause."""
