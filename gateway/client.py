@@ -129,6 +129,11 @@ class Client:
         else:
             raise BadHost(f"{host!r} is not an address of poold", hint=f"write {DEFAULT_HOST} or http://127.0.0.1:PORT")
 
+    @property
+    def is_local(self) -> bool:
+        """It is spoken to over a Unix socket, so poold is on this host."""
+        return bool(self._path)
+
     def request(
         self,
         method: str,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import time
 from typing import Any
 
@@ -121,18 +124,37 @@ def drain(session: Session, wait: bool) -> None:
 
     New invocations are refused, the running ones end, the instances stop, then poold itself.
     """
-    answer = session.client.call("POST", "/v1/drain", body={})
-    if wait:
-        _wait_ended(session)
+    with contextlib.ExitStack() as opened:
+        process = _process(session, opened) if wait else None
+        answer = session.client.call("POST", "/v1/drain", body={})
+        if wait:
+            _wait_ended(session, process)
     if session.json:
         print_json(answer)
     else:
         click.echo("poold has ended" if wait else "draining: new invocations are refused")
 
 
-def _wait_ended(session: Session) -> None:
+def _process(session: Session, opened: contextlib.ExitStack) -> int | None:
+    """A descriptor of poold's process, where it is one of this host (and this PID namespace)."""
+    if not session.client.is_local:
+        return None
+    pid = session.client.call("GET", "/v1/status")["pid"]
+    try:
+        process = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+    opened.callback(os.close, process)
+    return process
+
+
+def _wait_ended(session: Session, process: int | None) -> None:
+    """Return when poold is gone: it stops listening first, its instances and itself end later."""
     from gateway.client_errors import Unreachable
 
+    if process is not None:
+        select.select([process], [], [])
+        return
     while True:
         try:
             session.client.call("GET", "/healthz")

@@ -222,6 +222,7 @@ def test_drain_waits_until_the_daemon_is_gone(daemon: FakeDaemon, poolctl: Poolc
         daemon.path.unlink()  # from now on nothing answers
         return canned(views.Done(message="draining"), 202)
 
+    daemon.on("GET", "/v1/status", canned(status_info(pid=0)))  # of no process of ours: elsewhere
     daemon.on("POST", "/v1/drain", drain)
     assert poolctl("drain", "--wait").out == "poold has ended\n"
 
