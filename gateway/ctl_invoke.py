@@ -90,7 +90,9 @@ def invoke(
         sent.append(("Content-Type", "application/octet-stream" if not isinstance(body, bytes) else _guess(body)))
     client = session.client
     patient = timeout_s is None  # poold knows the function's limit and keeps it
-    with client.request(method, target, body=body, headers=sent, timeout_s=timeout_s, patient=patient) as answer:
+    with client.request(
+        method, target, body=body, headers=sent, length=_length(body), timeout_s=timeout_s, patient=patient
+    ) as answer:
         if answer.status >= 400 and not answer.header(START_HEADER):
             raise answer.failure()  # poold's own words: no instance answered
         if session.json:
@@ -111,6 +113,17 @@ def _body(data: str | None, source: IO[bytes] | None) -> bytes | IO[bytes] | Non
         return None
     # A pipe or a file was put there on purpose; a terminal, a socket or /dev/null was not.
     return sys.stdin.buffer if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) else None
+
+
+def _length(body: bytes | IO[bytes] | None) -> int | None:
+    """What a file has left, so that it is not sent in chunks: not every function's server reads those."""
+    if body is None or isinstance(body, bytes):
+        return None
+    try:
+        found = os.fstat(body.fileno())
+        return max(0, found.st_size - body.tell()) if stat.S_ISREG(found.st_mode) else None
+    except (OSError, ValueError):
+        return None
 
 
 def _guess(body: bytes) -> str:

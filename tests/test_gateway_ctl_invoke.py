@@ -47,6 +47,7 @@ def test_a_file_is_the_event(daemon: FakeDaemon, tmp_path: Path) -> None:
     assert _invoke(daemon, "hello", "-f", str(tmp_path / "event")) == 0
     assert daemon.seen[0].body == data
     assert daemon.seen[0].headers["content-type"] == "application/octet-stream"
+    assert daemon.seen[0].headers["content-length"] == "200000"  # not in chunks, which some servers do not read
 
 
 def test_nothing_given_is_an_empty_event(daemon: FakeDaemon) -> None:
