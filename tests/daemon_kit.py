@@ -365,8 +365,6 @@ class Poold:
             left += [f"volume {one['Name']}" for one in self.engine("volumes", filters=label)["Volumes"] or ()]
         return left
 
-    # --- pieces ---
-
     @property
     def _running(self) -> subprocess.Popen[bytes]:
         assert self.process is not None
