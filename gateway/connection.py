@@ -271,10 +271,15 @@ class Connection:
         """Send a whole answer in one write. `head`: header lines, without content-length and connection."""
         unsent = self.try_reply(status, head, body)
         if unsent is not None:
-            await self.send(unsent)
+            await self.send_rest(unsent)
+
+    async def send_rest(self, unsent: memoryview) -> None:
+        """Send what try_reply() left. The run is over: only the client's own pace counts now. Raises ClientGone."""
+        self.deadline_s = math.inf
+        await self.send(unsent)
 
     def try_reply(self, status: int, head: bytes, body: bytes) -> memoryview | None:
-        """reply(), as far as the client takes it at once; what is left must go to send(). Raises ClientGone."""
+        """reply(), as far as the client takes it at once; what is left must go to send_rest(). Raises ClientGone."""
         self.answered = True
         self.status = status
         close = b"" if self._keeps() else b"connection: close\r\n"

@@ -5,6 +5,7 @@ Every public face comes through here.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from pool.wire.http1 import CONNECTION, EXPECT, KINDS, end_to_end, kind_of
 from scheduler.model import RejectReason, StartKind
 
 ATTEMPTS = 3  # while nothing was sent
+RETRY_BACKEND_S = 5.0  # when the engine may answer again
 
 # The status and the stable code of each refusal. 429: this function has too much to do; 503: poold cannot now.
 _REJECTIONS = {
@@ -94,12 +96,13 @@ class Invoker:
             except ExchangeError as exc:
                 if exc.sent or attempt >= ATTEMPTS or call.stream is not None:
                     raise api_error(exc, function.name) from exc
+                connection.deadline_s = math.inf  # the next lease may have to wait, which is not the function's time
             except PoolError as exc:
                 self._metrics.of(function.name).reject(exc.code)
                 raise api_error(exc, function.name) from exc
             else:
                 if unsent is not None:  # a slow client holds no instance
-                    await connection.send(unsent)
+                    await connection.send_rest(unsent)
                 return
 
     async def _exchange(
@@ -178,7 +181,8 @@ def api_error(error: PoolError, function: str) -> ApiError:
         )
     if isinstance(error, StartError):
         status = 503 if error.backend_fault else 502
-        answer = ApiError(status, error.code, error.message, hint=error.hint)
+        retry_s = RETRY_BACKEND_S if error.backend_fault else None
+        answer = ApiError(status, error.code, error.message, hint=error.hint, retry_after_s=retry_s)
         if error.log_tail:
             answer.details = [{"log_tail": error.log_tail}]
         return answer
@@ -189,7 +193,8 @@ def api_error(error: PoolError, function: str) -> ApiError:
     if isinstance(error, ExchangeError):
         hint = error.hint or f"see what it printed: poolctl logs {function}"
         return ApiError(502, error.code, f"{function}: the instance failed: {error.message}", hint=hint)
-    return ApiError(503, error.code, f"{function}: {error.message}", hint=error.hint)
+    message = f"{function}: {error.message}"
+    return ApiError(503, error.code, message, hint=error.hint, retry_after_s=RETRY_BACKEND_S)
 
 
 def _header_text(text: str) -> bytes:

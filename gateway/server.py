@@ -17,6 +17,8 @@ from pool.channel import SocketChannel
 
 log = structlog.get_logger("poold.http")
 
+TOLD_AT_ONCE = 64  # connections beyond the limit that are told so; more are only closed, for each of these is one too
+KEPT_FOR_TRUSTED = 128  # more than those told, so that a flood over TCP does not keep out who administers
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -73,11 +75,15 @@ class Server:
                     log.error("cannot accept a connection", error=str(exc), hint="raise LimitNOFILE (ulimit -n)")
                     await trio.sleep(0.1)
                 continue  # the client went before it was accepted
+            most = self.limits.max_connections + (KEPT_FOR_TRUSTED if listener.trusted else 0)
+            if len(self._sweeper.all) >= most + TOLD_AT_ONCE:
+                client.close()
+                continue
             ip = address[0].encode() if listener.path is None and sock.family != socket.AF_UNIX else b""
             connection = Connection(
                 SocketChannel(client), self.limits, self._sweeper, client_ip=ip, trusted=listener.trusted
             )
-            if len(self._sweeper.all) >= self.limits.max_connections:
+            if len(self._sweeper.all) >= most:
                 clients.start_soon(connection.serve, _refuse, lambda: True)
             else:
                 clients.start_soon(connection.serve, self._answer, self._is_closing)

@@ -314,3 +314,54 @@ def test_a_listener_says_its_address() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.bind("")  # Linux gives it an abstract name
         assert Listener(sock, trusted=True).address().startswith("unix://")
+
+
+@pytest.mark.trio
+async def test_a_flood_of_connections_is_bounded_and_does_not_keep_out_who_administers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("gateway.server.TOLD_AT_ONCE", 2)
+    monkeypatch.setattr("gateway.server.KEPT_FOR_TRUSTED", 3)
+    listeners = [listen_tcp("127.0.0.1:0"), listen_unix(tmp_path / "s", 0o600)]
+    server = Server(listeners, Code().answer, ServerLimits(max_connections=1))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        async with contextlib.AsyncExitStack() as flood:
+            for _ in range(3):
+                await flood.enter_async_context(await dial(server))
+            with trio.fail_after(10):
+                while server.connections < 3:
+                    await trio.sleep(0.01)
+            for _ in range(3):
+                late = await flood.enter_async_context(await dial(server))
+                assert await read_all(late) == b""
+            admin = await flood.enter_async_context(await trio.open_unix_socket(tmp_path / "s"))
+            await admin.send_all(GET)
+            assert (await read_until(admin, b"ok")).startswith(b"HTTP/1.1 200 ")
+            assert server.connections == 4
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it_after_the_runs_time() -> None:
+    size = 16 * 1024 * 1024
+
+    async def answer(message: RequestMessage, connection: Connection) -> None:
+        connection.limit_run("quick", trio.current_time(), 0.1)
+        await connection.reply(200, b"", bytes(size))
+
+    async with serving(answer=answer) as (server, _), await dial(server) as client:
+        await client.send_all(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        (connection,) = await _running(server)
+        with trio.fail_after(10):
+            while connection.requests_seen < 1:  # the sweeper has looked
+                await trio.sleep(0.01)
+        await trio.sleep(0.2)  # the run's time passes; it is the thing tested
+        assert len(await read_all(client)) > size
+
+
+async def _running(server: Server) -> list[Connection]:
+    with trio.fail_after(10):
+        while not server._sweeper.running:
+            await trio.sleep(0.01)
+    return list(server._sweeper.running)
