@@ -73,11 +73,21 @@ def listen_tcp(address: str) -> Listener:
         info = socket.getaddrinfo(host or "127.0.0.1", number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         sock = socket.create_server(info[0][4][:2], family=info[0][0], backlog=BACKLOG)
     except (ValueError, OverflowError, OSError) as exc:
-        hint = ""
-        if isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE:
-            hint = ": something listens there already; choose another with --listen or the key listen under [http]"
-        raise ListenError(f"cannot listen on {address!r} ({exc}){hint}") from exc
+        raise ListenError(f"cannot listen on {address}: {_why(exc)}") from exc
     return Listener(sock, trusted=False)
+
+
+def _why(exc: Exception) -> str:
+    other = "choose another with --listen or the key listen under [http]"
+    if isinstance(exc, socket.gaierror) or not isinstance(exc, OSError) or exc.errno is None:
+        return (getattr(exc, "strerror", "") or str(exc)).lower()
+    if exc.errno == errno.EADDRINUSE:
+        return f"something listens there already; {other}"
+    if exc.errno == errno.EADDRNOTAVAIL:
+        return f"this host has no such address; {other}"
+    if exc.errno == errno.EACCES:
+        return f"a port below 1024 needs root (or CAP_NET_BIND_SERVICE); {other}"
+    return os.strerror(exc.errno).lower()
 
 
 def listen_unix(path: Path, mode: int) -> Listener:
