@@ -462,6 +462,14 @@ async def test_a_ready_path_is_asked_until_it_answers_below_500(autojump_clock: 
         assert running.dials == 1
 
 
+def test_a_start_that_failed_names_what_was_asked_of_the_code() -> None:
+    spec = FunctionSpec(name="f", code=".", web=WebSpec(ready_path="/ready"))
+    hint = WebContract().start_error(spec, "not ready within 3 s", "").hint
+    assert "listen on 0.0.0.0:8080" in hint
+    assert "answer GET /ready (web.ready_path) below 500" in hint
+    assert "ready_path" not in WebContract().start_error(FunctionSpec(name="f", code="."), "why", "").hint
+
+
 @pytest.mark.trio
 async def test_a_ready_path_that_does_not_speak_http_is_a_failed_start() -> None:
     spec = FunctionSpec(name="f", code=".", web=WebSpec(ready_path="/"))

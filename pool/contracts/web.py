@@ -98,8 +98,11 @@ class WebContract:
     def start_error(self, spec: FunctionSpec, why: str, log_tail: str) -> StartError:
         """See Contract.start_error."""
         port = spec.port or self.default_port
+        hint = f"the code must listen on 0.0.0.0:{port} (the key `port`, also in the variable PORT)"
+        if spec.web.ready_path is not None:
+            hint += f" and answer GET {spec.web.ready_path} (web.ready_path) below 500"
         return StartError(
             f"function {spec.name} did not become ready: {why}",
-            hint=f"the code must listen on 0.0.0.0:{port} (the key `port`, also in the variable PORT); see its output",
+            hint=f"{hint}; see its output",
             log_tail=log_tail,
         )
