@@ -41,7 +41,9 @@ class DaemonSection(_Section, frozen=True):
     ] = "auto"
     on_exit: Annotated[
         Literal["stop", "keep"],
-        Meta(description="idle containers at the end: stop them, or keep them for the next poold (processes always end)"),
+        Meta(
+            description="idle containers at the end: stop them, or keep them for the next poold; processes always end"
+        ),
     ] = "stop"
     drain_timeout_s: Annotated[SecondsOrNone, Meta(description="how long running invocations may go on at the end")] = (
         30.0
