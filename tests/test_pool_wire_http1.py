@@ -390,3 +390,42 @@ def test_the_writing_side() -> None:
     assert status_line(999) == b"HTTP/1.1 999 Status\r\n"
     assert chunk(b"x" * 18) == b"12\r\n" + b"x" * 18 + b"\r\n"
     assert chunk(b"") == b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", [1, 7, 4096])
+@pytest.mark.parametrize(
+    "framed", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"]
+)
+def test_a_request_that_asks_for_an_upgrade_keeps_its_body(framed: bytes, cut: int) -> None:
+    raw = b"POST /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n" + framed
+    reader = RequestReader(Limits())
+    for start in range(0, len(raw), cut):
+        reader.feed(raw[start : start + cut])
+    (message,) = reader.messages
+    assert (message.method, message.target, message.done, message.keep_alive) == (b"POST", b"/a", True, False)
+    assert message.take_body() == b"abc"
+
+
+def test_what_follows_an_upgrades_body_is_not_part_of_it() -> None:
+    reader = RequestReader(Limits())
+    reader.feed(b"POST /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nab")
+    (message,) = reader.messages
+    assert not message.done
+    reader.feed(b"cPOST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nde")
+    assert message.done
+    assert message.take_body() == b"abc"
+    assert len(reader.messages) == 1
+
+
+def test_a_damaged_body_of_a_request_that_asks_for_an_upgrade_is_refused() -> None:
+    reader = RequestReader(Limits())
+    with pytest.raises(BadMessage):
+        reader.feed(
+            b"POST /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+        )
+
+
+def test_no_caller_can_take_the_host_away() -> None:
+    headers = [(b"Host", b"h"), (b"X-Own", b"1"), (b"Connection", b"host, x-own")]
+    assert end_to_end(headers) == [(b"Host", b"h")]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import httptools
 
+from pool.wire.body import body_parser
+
 Headers = list[tuple[bytes, bytes]]
 
 HOP_BY_HOP = frozenset(
@@ -18,8 +20,7 @@ HOP_BY_HOP = frozenset(
 )  # RFC 9110 section 7.6.1: meant for one connection only
 
 
-# What a header's name means here, by the name as it was sent: a dict look-up costs a third of lower() and a
-# comparison, and programs send the same few names over and over.
+# What a header's name means here, by the name as it was sent: a look-up costs a third of lower() and a comparison.
 PLAIN, HOST, EXPECT, LENGTH, CODING, CONNECTION, HOP, OURS = range(8)
 _SPECIAL = {
     b"host": HOST,
@@ -125,10 +126,12 @@ class RequestReader:
         """Take bytes. Raises BadMessage; messages complete before the bad one stay in `messages`."""
         before = self._message
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._message.upgrade = True  # what follows is not HTTP; the server answers and closes
-            self._message.keep_alive = False
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as exc:
+                self._message.upgrade = True  # the server answers as if it had not been asked to, and closes
+                self._message.keep_alive = False
+                self._parser = body_parser(self._message, data[exc.args[0] :]) or self._parser
         except httptools.HttpParserError as exc:
             self._refuse(f"not a valid HTTP/1.1 request: {exc}")
         message = self._message
@@ -375,8 +378,7 @@ STATUS_LINES = {
 
 def status_line(status: int) -> bytes:
     """The first line of an answer, with its newline."""
-    line = STATUS_LINES.get(status)
-    return line if line is not None else b"HTTP/1.1 %d Status\r\n" % status
+    return STATUS_LINES.get(status) or b"HTTP/1.1 %d Status\r\n" % status
 
 
 def end_to_end(headers: Headers) -> Headers:
@@ -385,14 +387,12 @@ def end_to_end(headers: Headers) -> Headers:
     for name, value in headers:
         if kind_of(name) == CONNECTION:
             named.update(token.strip().lower() for token in value.split(b","))
-    kept = [pair for pair in headers if kind_of(pair[0]) not in _DROPPED]
-    if named - _HARMLESS:
-        kept = [pair for pair in kept if pair[0].lower() not in named]
-    return kept
+    named -= _KEPT
+    return [pair for pair in headers if kind_of(pair[0]) not in _DROPPED and pair[0].lower() not in named]
 
 
 _DROPPED = frozenset((CODING, CONNECTION, HOP))
-_HARMLESS = frozenset((b"keep-alive", b"close", b""))
+_KEPT = frozenset((b"keep-alive", b"close", b"", b"host"))  # no header's name, or one that no request goes without
 
 
 def chunk(data: bytes) -> bytes:
