@@ -23,6 +23,7 @@ from pool.wire.http1 import BadMessage, RequestMessage, RequestReader, chunk, st
 log = structlog.get_logger("poold.http")
 
 WHOLE_BYTES = 65_536  # a declared body up to this is read before the request is answered
+LINGER_S = 2.0  # for what a client sends after it was answered
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Answer = Callable[[RequestMessage, "Connection"], Awaitable[None]]
@@ -185,7 +186,8 @@ class Connection:
                 self.deadline_s = math.inf
                 self.phase = Phase.IDLE
             if not message.done:
-                return  # an unread body stands before the next request: not worth reading
+                await self._linger()  # an unread body stands before the next request
+                return
 
     async def _next(self) -> RequestMessage | None:
         """The next request, with its body when that is small. None: no more. Answers what is no request."""
@@ -214,10 +216,19 @@ class Connection:
         except BadMessage as exc:
             self._keep_alive = False
             await self._try_error(ApiError(exc.status, "bad_request", exc.message))
+            await self._linger()
             return None
         if message.parts:
             message.body = message.take_body()
         return message
+
+    async def _linger(self) -> None:
+        """Let what is still coming come, for a moment: to close over unread bytes resets the connection, and a client
+        that is still sending then never sees its answer."""
+        self._channel.end_sending()
+        with trio.move_on_after(LINGER_S), contextlib.suppress(ChannelClosed):
+            while await self._channel.receive():
+                pass
 
     def rest_of_body(self) -> RequestBody:
         """The present request's body, less what came with its head."""

@@ -344,7 +344,7 @@ async def test_a_flood_of_connections_is_bounded_and_does_not_keep_out_who_admin
 
 @pytest.mark.trio
 async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it_after_the_runs_time() -> None:
-    size = 16 * 1024 * 1024
+    size = 8 * 1024 * 1024
 
     async def answer(message: RequestMessage, connection: Connection) -> None:
         connection.limit_run("quick", trio.current_time(), 0.1)
@@ -365,3 +365,27 @@ async def _running(server: Server) -> list[Connection]:
         while not server._sweeper.running:
             await trio.sleep(0.01)
     return list(server._sweeper.running)
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(
+    "head", [b"POST /bad HTTP/1.1\r\nHost: h\r\nContent-Length: 16000000\r\n\r\n", b"POST bad\r\n\r\n"]
+)
+async def test_a_client_that_goes_on_sending_after_a_refusal_sees_it(head: bytes) -> None:
+    async with serving() as (server, _), await dial(server) as client:
+        await client.send_all(head)
+        for _ in range(16):
+            await client.send_all(bytes(1_000_000))
+        assert (await read_all(client)).startswith(b"HTTP/1.1 4")
+
+
+@pytest.mark.trio
+async def test_a_client_that_sends_for_ever_after_a_refusal_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.connection.LINGER_S", 0.1)
+    async with serving() as (server, _), await dial(server) as client:
+        await client.send_all(b"POST /bad HTTP/1.1\r\nHost: h\r\nContent-Length: 16000000\r\n\r\n")
+        with trio.fail_after(10), contextlib.suppress(trio.BrokenResourceError):
+            while True:
+                await client.send_all(b"x")
+                await trio.sleep(0.01)
+        assert server.connections == 0
