@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from pool.channel import load
+
 if TYPE_CHECKING:
     from gateway.connection import Connection
 
@@ -38,6 +40,7 @@ class Sweeper:
     def began(self, connection: Connection) -> None:
         """A request is being answered from now on."""
         self.running.add(connection)
+        load.requests = len(self.running)
         if self._run_asleep:
             self._wake_run.set()
 

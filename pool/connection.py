@@ -15,7 +15,7 @@ from pool.wire.http1 import BadMessage, Limits, ResponseReader
 
 WHOLE_BYTES = 65_536  # an answer up to this size is read whole before it is passed on
 SETTLE_S = 0.005  # code answers at the last byte of a body, before the body's source says that it was the last
-IDLE_CHECK_S = 0.005  # a connection at rest longer than this is looked at before it is used
+IDLE_CHECK_S = 0.1  # a connection at rest longer than this is looked at before it is used
 
 # An instance may send more than a client may, but not without end.
 ANSWER_LIMITS = Limits(header_count=256, header_bytes=65_536)
