@@ -17,7 +17,7 @@ from rich.text import Text
 from bench import firstready, load, overhead, report, rest, start
 from bench.daemon import DaemonFailed
 from bench.plain import PlainFailed
-from bench.plot import NoPicture, draw
+from bench.plot import NoPicture, check, draw
 from bench.target import BadTarget, Plan
 from bench.workload import BadWorkload
 from gateway.client_errors import ClientError
@@ -247,6 +247,11 @@ def start_command(
       poolbench start examples/python-event
       poolbench start --backend docker -n 50 --plot starts.png
     """
+    if plot is not None:
+        try:
+            check(plot)
+        except NoPicture as exc:
+            raise click.ClickException(str(exc)) from None
     body_bytes = body.encode() if body is not None else None
     work_of = start.builtin_or(function, method, target, body_bytes)
     result = _finish(

@@ -91,7 +91,7 @@ def show(result: dict[str, Any]) -> None:
         )
     ]
     title = f"{result['function']}, ms; {result['samples']} samples each, in turns"
-    out.print(report.table(title, ("", *columns), rows), markup=False)
+    report.print_table(out, title, ("", *columns), rows)
     out.print(f"deploy / plain start: {report.times(result['deploy_to_plain'])} (median of the rounds)", markup=False)
     out.print(f"plain start: {result['plain']['is']}", style="dim", markup=False)
     out.print(report.machine_line(result["machine"]), style="dim", markup=False)

@@ -176,6 +176,8 @@ def warnings(plan: Plan, outcome: Outcome) -> list[str]:
         )
     if outcome.errors.get("connect") and not outcome.answers:
         found.append("no connection could be made: does anything listen there?")
+    elif outcome.errors and not outcome.answers:
+        found.append("no request was answered well: look at one answer, such as with `curl -i`")
     if outcome.unfinished:
         found.append(f"interrupted: {outcome.unfinished} requests on their way are not counted")
     return found
@@ -218,13 +220,17 @@ def show(result: dict[str, Any]) -> None:
     pace = f"{result['rate']:g} requests/s, latency from when each was due" if result["rate"] else "closed loop"
     title = f"{result['method']} {result['url']}: {pace}, {result['connections']} connections"
     rows = [
-        [kind, f"{summary['count']:,}", *(report.ms(summary[column]) for column in report.COLUMNS)]
+        [
+            kind,
+            f"{summary['count']:,}",
+            *(report.ms(summary[column] if summary["count"] else None) for column in report.COLUMNS),
+        ]
         for kind, summary in result["latency_ms"].items()
     ]
     if result["lateness_ms"]:
         late = result["lateness_ms"]
         rows.append(["(generator late)", f"{late['count']:,}", *(report.ms(late[column]) for column in report.COLUMNS)])
-    out.print(report.table(title, ("start kind, ms", "answers", *report.COLUMNS), rows), markup=False)
+    report.print_table(out, title, ("start kind, ms", "answers", *report.COLUMNS), rows)
     out.print(
         f"{result['answers']:,} answers in {result['elapsed_s']:.2f} s: {result['requests_per_s']:,.0f} requests/s",
         markup=False,

@@ -201,15 +201,15 @@ def show(result: dict[str, Any]) -> None:
                     report.times(ratio.get("cpu_us")),
                 ]
             )
-    absolute = ("p50 ms", "p99 ms", "requests/s", "cpu µs each")
-    columns = ("connections", *absolute, "p50 / proxy", "p99 / proxy", "req/s / proxy", "cpu / proxy")
-    title = f"medians of {result['rounds']} interleaved rounds of {result['duration_s']:g} s"
-    out.print(report.table(title, columns, rows), markup=False)
+    absolute = ("p50 ms", "p99 ms", "req/s", "cpu µs")
+    columns = ("", *absolute, "p50 ratio", "p99 ratio", "req/s ratio", "cpu ratio")
+    title = f"medians of {result['rounds']} interleaved rounds of {result['duration_s']:g} s, by connections"
+    report.print_table(out, title, columns, rows)
     out.print(
-        "ratios: medians of the rounds' own ratios. The generator's time is in every figure but cpu, which is",
+        "ratio: to the proxy's, the median of the rounds' own. cpu: of the target's own process, a request; the "
+        "generator's time is in every other figure.",
         style="dim",
     )
-    out.print("the target's own process: least disturbed by whatever else runs here.", style="dim")
     out.print(report.machine_line(result["machine"]), style="dim", markup=False)
     for warning in result["warnings"]:
         out.print(f"warning: {warning}", style="yellow", markup=False)

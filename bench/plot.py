@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,19 @@ class NoPicture(Exception):
     """It cannot be drawn or written; says why."""
 
 
+def check(path: Path) -> None:
+    """Before the minutes that measuring takes: can there be a picture at all? Raises NoPicture."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise NoPicture(f"--plot needs matplotlib, which is not installed: {sys.executable} -m pip install matplotlib")
+    if not path.absolute().parent.is_dir():
+        raise NoPicture(f"{path} cannot be written: there is no directory {path.absolute().parent}")
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
     """Write a PNG (or what the suffix says). Raises NoPicture."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise NoPicture("--plot needs matplotlib: pip install 'poold[plot]'") from None
+    check(path)
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -33,6 +42,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.plot([median, median], [height - 0.35, height + 0.35], color="black", linewidth=1.5)
         axes.annotate(f"{median:.3g} ms", (median, height + 0.37), fontsize=8, ha="center", va="bottom")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # 0.1, 1, 10: no powers
     axes.set_yticks(range(len(series)), [name for name, _ in series])
     axes.set_ylim(-0.6, len(series) - 0.2)
     axes.set_xlabel("latency of the answer, ms (each dot a sample, the line their median)")

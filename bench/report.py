@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 SCHEMA = 1  # of every JSON result; changes when a field changes its meaning or goes
+WIDEST = 1000  # of a table, in characters
 COLUMNS = ("min", "p50", "p90", "p99", "p99.9", "max")
 KINDS = ("warm", "thawed", "prewarmed", "cold")  # the order of start kinds in tables
 
@@ -88,6 +89,18 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         shown.add_row(*row)
     return shown
+
+
+def print_table(out: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print it whole: without lines where it would be wider than the terminal. A figure cut short is none."""
+    shown = table(title, columns, rows)
+    terminal = out.width
+    unbounded = out.options.update(max_width=WIDEST)
+    if out.measure(shown, options=unbounded).maximum > terminal:
+        shown.box, shown.padding, shown.pad_edge = None, (0, 1, 0, 0), False
+    out.width = max(terminal, out.measure(shown, options=unbounded).maximum)  # what is still too wide, it wraps itself
+    out.print(shown, markup=False)
+    out.width = terminal
 
 
 def by_kind(names: Iterable[str]) -> list[str]:

@@ -138,7 +138,7 @@ def show(result: dict[str, Any]) -> None:
     frozen = result["instances"]["frozen"]
     title = f"at rest for {result['seconds']:g} s: {result['functions']} functions, {frozen} frozen instances"
     columns = ("process", "count", "CPU of one core", "RSS MB", "PSS MB")
-    out.print(report.table(title, columns, rows), markup=False)
+    report.print_table(out, title, columns, rows)
     out.print(
         "children on the process backend are the instances themselves; their RSS counts shared pages", style="dim"
     )

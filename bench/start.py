@@ -255,12 +255,12 @@ def show(result: dict[str, Any]) -> None:
         )
     plain = result["plain"]["latency_ms"]
     rows.append([PLAIN, *(report.ms(plain[column]) for column in columns), "-", "-", "1x"])
-    for name, which in (("function itself, first", "first"), ("function itself, later", "later")):
+    for name, which in (("function, first", "first"), ("function, later", "later")):
         own = result["own_ms"][which]
         rows.append([name, *(report.ms(own[column]) for column in columns), "-", "-", "-"])
     title = f"{result['function']}: first byte sent to answer read, ms; {result['samples']} samples each, interleaved"
     heads = ("start", *columns, "p50 - own", "p99 - own", "plain / p50")
-    out.print(report.table(title, heads, rows), markup=False)
+    report.print_table(out, title, heads, rows)
     stages = [
         [
             row["start"],
@@ -268,9 +268,9 @@ def show(result: dict[str, Any]) -> None:
         ]
         for row in result["rows"]
     ]
-    out.print(report.table("stages, p50 in ms", ("start", *STAGES), stages), markup=False)
+    report.print_table(out, "stages, p50 in ms", ("start", *STAGES), stages)
     out.print(f"plain start: {result['plain']['is']}", style="dim", markup=False)
-    out.print("own: the median of the function's own answer of that sort (first or later), asked directly", style="dim")
+    out.print("function: asked directly; own: the median of its own such answer (first or later)", style="dim")
     out.print(report.machine_line(result["machine"]), style="dim", markup=False)
 
 

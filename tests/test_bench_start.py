@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import stat
@@ -13,6 +14,7 @@ from typing import Any
 import docker
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from bench import cli, plot, report, start, workload
 from bench.asker import Answer, NoAnswer, parse_stages
@@ -196,6 +198,36 @@ def test_the_table_and_the_picture(capsys: pytest.CaptureFixture[str], tmp_path:
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(plot.NoPicture, match="cannot be written"):
         plot.draw(result, tmp_path / "no" / "p.png")
+
+
+def test_a_table_too_wide_for_the_terminal_loses_its_lines_and_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    for width, lines in ((120, True), (40, False), (20, False)):
+        out = Console(width=width, highlight=False)
+        row = ["prewarmed, frozen", "1.234", "2", "3"]
+        report.print_table(out, "title", ("start", "p50", "p90 of it", "p99"), [row])
+        text = capsys.readouterr().out
+        assert ("│" in text) == lines
+        assert "…" not in text
+        assert text.splitlines()[-2 if lines else -1].replace("│", " ").split() == " ".join(row).split()
+
+
+def test_the_tables_of_start_fit_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "console", lambda: Console(width=80, highlight=False))
+    start.show(start.as_result("f", report.machine(), measured(), start.Course(3, 0.1), "by hand"))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_picture_that_cannot_be_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plot.check(tmp_path / "p.png")
+    with pytest.raises(plot.NoPicture, match="there is no directory"):
+        plot.check(tmp_path / "no" / "p.png")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(plot.NoPicture, match="pip install matplotlib"):
+        plot.check(tmp_path / "p.png")
 
 
 # Workloads
