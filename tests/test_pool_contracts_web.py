@@ -492,3 +492,15 @@ def test_the_error_of_a_start_says_what_to_do() -> None:
     assert "f did not become ready: not ready within 1 s" in error.message
     assert "0.0.0.0:8085" in error.hint
     assert error.log_tail == "its words"
+
+
+@pytest.mark.parametrize("path", ["/a b", "/a\r\nx-evil: 1", "/a\n", "/ä", "/a#b"])
+@pytest.mark.parametrize("key", ["invoke_path", "ready_path"])
+def test_a_path_that_would_break_a_requests_first_line_is_refused(key: str, path: str) -> None:
+    spec = FunctionSpec(name="f", image="i", web=WebSpec(**{key: path}))
+    assert [place for place, _ in WebContract().check(spec)] == [f"web.{key}"]
+
+
+def test_paths_with_queries_and_escapes_are_fine() -> None:
+    spec = FunctionSpec(name="f", image="i", web=WebSpec(invoke_path="/a%20b/c?d=1&e='2'", ready_path="/"))
+    assert WebContract().check(spec) == []

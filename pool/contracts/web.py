@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import trio
 
 from pool.contracts.base import Call, Link, Reply
@@ -9,6 +11,8 @@ from pool.contracts.push import PushSession
 from pool.errors import BadAnswer, ExchangeError, StartError
 from pool.spec import FunctionSpec
 from pool.wire.http1 import CONNECTION, HOST, KINDS, ResponseReader, end_to_end, kind_of
+
+_PATH = re.compile(r"/[!\"$-~]*")
 
 
 class WebSession(PushSession):
@@ -79,10 +83,14 @@ class WebContract:
     code_target = "/code"
 
     def check(self, spec: FunctionSpec) -> list[tuple[str, str]]:
-        """Nothing but PORT is taken."""
+        """PORT is taken; and paths go into a request's first line as they are."""
+        problems = []
         if "PORT" in spec.env:
-            return [("env.PORT", "set by poold from the key `port`; set that instead")]
-        return []
+            problems.append(("env.PORT", "set by poold from the key `port`; set that instead"))
+        for key, path in (("invoke_path", spec.web.invoke_path), ("ready_path", spec.web.ready_path)):
+            if path is not None and not _PATH.fullmatch(path):
+                problems.append((f"web.{key}", "printable ASCII without blanks or #; write others as %20 and so on"))
+        return problems
 
     def environment(self, spec: FunctionSpec, instance_id: str, port: int) -> dict[str, str]:
         """PORT, as Cloud Run, Heroku and the functions frameworks have it."""
