@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from gateway import ctl_deploy, ctl_invoke, ctl_logs, ctl_operate, ctl_show, ctl_top
+from gateway import ctl_deploy, ctl_invoke, ctl_journal, ctl_logs, ctl_operate, ctl_show, ctl_top
 from gateway.client_errors import DEFAULT_HOST, ClientError
 from gateway.ctl_common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE, Session, print_error, report
 
@@ -84,7 +84,7 @@ for _command in (
     ctl_show.status,
     ctl_operate.drain,
     ctl_operate.rm,
-    ctl_operate.journal,
+    ctl_journal.journal,
     ctl_operate.completion,
     ctl_show.version,
 ):

@@ -1,4 +1,4 @@
-"""poolctl scale, recycle, reset, drain, rm, journal, completion: steering what is deployed."""
+"""poolctl scale, recycle, reset, drain, rm, completion: steering what is deployed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import time
-from typing import Any
 
 import click
 
@@ -161,33 +160,6 @@ def _wait_ended(session: Session, process: int | None) -> None:
         except Unreachable:
             return
         time.sleep(POLL_S)
-
-
-@click.command(
-    epilog="""\b
-Examples:
-  poolctl journal incident.journal
-  poolctl journal - | wc -c
-"""
-)
-@click.argument("file", type=click.File("wb"))
-@session_command
-def journal(session: Session, file: Any) -> None:
-    """Save the scheduler's journal of events.
-
-    Replaying it shows every decision again. FILE may be - for standard output.
-    """
-    size = 0
-    with session.client.request("GET", "/v1/journal") as answer:
-        if answer.status >= 400:
-            raise answer.failure()
-        for chunk in answer.chunks():
-            file.write(chunk)
-            size += len(chunk)
-    if session.json:
-        print_json({"file": file.name, "bytes": size})
-    else:
-        click.echo(f"{size} bytes of journal written to {file.name}", err=True)
 
 
 @click.command(

@@ -233,6 +233,9 @@ def test_the_journal_is_saved_byte_for_byte(daemon: FakeDaemon, poolctl: Poolctl
     result = poolctl("journal", str(tmp_path / "j"))
     assert (tmp_path / "j").read_bytes() == data
     assert "256000 bytes" in result.err
+    result = poolctl("journal", "--show", str(tmp_path / "j"))
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("error: this is no journal: ")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

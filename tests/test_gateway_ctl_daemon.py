@@ -71,7 +71,14 @@ def test_a_functions_life_from_deploy_to_drain(
     assert json.loads(poolctl("status", "--json"))["backend"] == "simulated"
     assert "sim" in poolctl("top", "--once")
     poolctl("journal", str(tmp_path / "journal"))
-    assert len(replay((tmp_path / "journal").read_bytes())) > 5
+    events = len(replay((tmp_path / "journal").read_bytes()))
+    assert events > 5
+    shown_events = poolctl("journal", "--show", str(tmp_path / "journal"))
+    assert "-> Grant invocation=1 " in shown_events
+    assert "Invoked invocation=1 " in shown_events
+    assert " deadline=+" in shown_events
+    lines = poolctl("journal", "--show", "--json", str(tmp_path / "journal")).splitlines()
+    assert (len(lines), json.loads(lines[0])["at_s"]) == (events, 0)
 
     poolctl("rm", "sim")
     assert json.loads(poolctl("ls", "--json"))["functions"] == []
