@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+from bench.report import percentile
 
 LANES = 9  # samples of a row are spread over so many heights, so that they do not hide each other
 
@@ -38,7 +39,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for height, (_, samples) in enumerate(series):
         heights = [height + (lane % LANES - LANES // 2) * 0.06 for lane in range(len(samples))]
         axes.scatter(samples, heights, s=14, alpha=0.6, linewidths=0)
-        median = statistics.median(samples)
+        median = percentile(samples, 50)  # as the table has it
         axes.plot([median, median], [height - 0.35, height + 0.35], color="black", linewidth=1.5)
         axes.annotate(f"{median:.3g} ms", (median, height + 0.37), fontsize=8, ha="center", va="bottom")
     axes.set_xscale("log")
