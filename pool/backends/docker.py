@@ -15,6 +15,7 @@ from typing import Any
 
 import docker.errors
 import msgspec
+import structlog
 import trio
 
 from pool import netns
@@ -43,6 +44,8 @@ from pool.code import check_code, code_facts
 from pool.errors import ArtifactError, BackendUnavailable, StartError
 from pool.images import Image, Images, RegistryAuth
 from pool.spec import Artifact, FunctionSpec, Revision
+
+log = structlog.get_logger("poold.docker")
 
 EVENTS_KEPT = 1024  # unread events; then the engine's stream is read no further until they are
 CLEAN_UP_S = 20.0  # for removing what a failed or cancelled start has made; recovery does the rest
@@ -333,6 +336,8 @@ class DockerBackend:
                     await self.reconcile()
                 except BackendUnavailable:
                     self._feed.doubt()
+                except Exception:  # what it could not remove stays for the next time; the daemon goes on
+                    log.exception("looking for strays failed unexpectedly")
 
 
 def _create(client: Any, config: dict[str, Any], name: str) -> str:

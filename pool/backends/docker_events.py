@@ -12,12 +12,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import docker.errors
+import structlog
 import trio
 
 from pool.backends.base import BackendBack, BackendEvent, BackendLost
 from pool.backends.docker_client import EngineClient
 from pool.backends.docker_stream import EngineRefused, open_stream
 from pool.errors import BackendUnavailable
+
+log = structlog.get_logger("poold.docker")
 
 RETRY_FIRST_S, RETRY_MAX_S = 0.1, 5.0
 
@@ -98,6 +101,9 @@ class EventFeed:
                 detail = exc.message
             except (EngineRefused, docker.errors.APIError) as exc:
                 detail = str(exc)
+            except Exception as exc:  # an event that nobody foresaw must not end the daemon
+                log.exception("reading the engine's events failed unexpectedly")
+                detail = f"its events could not be read: {exc}"
             if first_try:  # a proxy may close a stream that was quiet for long: that alone is no loss
                 first_try = False
                 continue
