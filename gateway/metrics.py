@@ -93,9 +93,11 @@ class Metrics:
             found = self.functions[function] = FunctionMetrics()
         return found
 
-    def forget(self, function: str) -> None:
-        """The function was removed: its series end, so that names do not pile up."""
-        self.functions.pop(function, None)
+    def keep_only(self, functions: Iterable[str]) -> None:
+        """These are deployed: the series of others end, so that names do not pile up. An invocation that outlives
+        its function counts for a name that was forgotten already, so ask now and then."""
+        for gone in self.functions.keys() - set(functions):
+            del self.functions[gone]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

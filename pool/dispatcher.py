@@ -139,11 +139,15 @@ class Dispatcher:
     # --- revisions ---
 
     def deploy(self, revision: Revision, *, min_instances: int | None = None) -> None:
-        """Make a revision known; its floor starts at once. Raises InvariantError when it is known already."""
+        """Make a revision known; its floor starts at once.
+
+        Raises InvariantError when it is known already, ConfigurationError for a spec that cannot be.
+        """
         spec = revision.spec
         contract = self._contracts[spec.contract]
-        self._deployments[revision.id] = Deployment(revision, contract)
+        # The core first: it may refuse. The starts it decides on begin later, when this is done.
         self.feed(Deployed(core_spec(revision, min_instances)))
+        self._deployments[revision.id] = Deployment(revision, contract)
 
     def remove(self, revision_id: str, replaced_by: str | None = None) -> None:
         """Take no more invocations for a revision; end its instances as they fall idle."""

@@ -97,6 +97,8 @@ class LogBook:
         finally:
             entry.followers.discard(follower)
             follower.lines.close()
+            if not entry.followers and not entry.lines and self._functions.get(function) is entry:
+                del self._functions[function]  # it was removed meanwhile, or never there
 
     def end(self) -> None:
         """End every subscription, those to come too: the daemon goes down."""

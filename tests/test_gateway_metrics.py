@@ -101,3 +101,13 @@ async def test_labels_are_escaped() -> None:
     metrics.of("a").reject('quote " back \\ line \n end')
     text = await _text(render(metrics, [], HostGauges(version="1", backend="b")))
     assert 'reason="quote \\" back \\\\ line \\n end"' in text
+
+
+def test_a_count_that_comes_after_its_function_went_does_not_stay():
+    metrics = Metrics()
+    for name in ("kept", "gone"):
+        metrics.of(name).observe(StartKind.WARM, OK, 0.1)
+    metrics.keep_only(["kept"])
+    metrics.of("gone").observe(StartKind.WARM, OK, 0.1)  # it was running all the while
+    metrics.keep_only(["kept", "new"])
+    assert list(metrics.functions) == ["kept"]

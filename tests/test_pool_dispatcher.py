@@ -20,6 +20,7 @@ from pool.dispatcher import Dispatcher
 from pool.errors import BackendUnavailable, BadAnswer, ExchangeError, Rejected, StartError
 from pool.recovery import recover
 from pool.spec import FunctionSpec, PoolSpec, Revision, make_revision
+from scheduler.errors import ConfigurationError, InvariantError
 from scheduler.model import HostLimits, InstanceState, RejectReason, StartKind
 
 
@@ -450,3 +451,18 @@ async def test_a_freeze_that_fails_half_way_is_undone(autojump_clock, monkeypatc
         with trio.fail_after(5):
             assert (await invoke(dispatcher, revision))[1].status == 200
     assert backend.counts.violations == []
+
+
+@pytest.mark.trio
+async def test_a_deployment_that_the_core_refuses_changes_nothing(autojump_clock):
+    async with running(SimulatedBackend(1)) as dispatcher:
+        revision = await deploy(dispatcher, spec_of())
+        before = dispatcher.deployment(revision.id)
+        with pytest.raises(InvariantError):
+            dispatcher.deploy(revision)
+        assert dispatcher.deployment(revision.id) is before
+        strange = await dispatcher.backend.resolve(spec_of("g"), None, lambda line: None)
+        refused = make_revision(spec_of("g", pool=PoolSpec(keepalive="unheard-of")), strange)
+        with pytest.raises(ConfigurationError):
+            dispatcher.deploy(refused)
+        assert dispatcher.deployment(refused.id) is None

@@ -98,3 +98,14 @@ async def test_a_follower_gets_new_lines_and_loses_those_it_is_too_slow_for():
     book.add("f", line("nobody listens"))
     with pytest.raises(trio.ClosedResourceError):
         await follower.lines.receive()
+
+
+def test_a_removed_function_leaves_nothing_when_its_last_follower_goes():
+    book = LogBook()
+    with book.subscribe("f"), book.subscribe("f"), book.subscribe("never"):
+        book.add("f", line("x"))
+        book.forget("f")
+    assert book._functions == {}
+    with book.subscribe("f"):
+        book.add("f", line("y"))
+    assert [entry.text for entry in book.tail("f", 5)] == ["y"]

@@ -185,6 +185,7 @@ class NativeApi:
 
     async def get_metrics(self, request: Request, params: dict[str, str]) -> Response:
         """GET /metrics."""
+        self._forget_counters()
         functions = snapshot.gauges(self._registry.list(), self._pools)
         host = snapshot.host_gauges(self._daemon, self._pools)
         return Response(200, render(self._metrics, functions, host), CONTENT_TYPE)
@@ -202,7 +203,7 @@ class NativeApi:
         name = self._known(params).name
         with translated(name):
             await self._registry.remove(name)
-        self._metrics.forget(name)
+        self._forget_counters()
         return answer(Done(name=name, message="removed"))
 
     async def scale_function(self, request: Request, params: dict[str, str]) -> Response:
@@ -236,6 +237,9 @@ class NativeApi:
         return answer(Done(message="draining"), 202)
 
     # --- pieces ---
+
+    def _forget_counters(self) -> None:
+        self._metrics.keep_only(one.name for one in self._registry.list())
 
     def _known(self, params: dict[str, str]) -> DeployedFunction:
         found = self._registry.get(params["name"])
