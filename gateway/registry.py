@@ -20,6 +20,7 @@ from pool.backends.base import Backend, OnProgress
 from pool.contracts.base import Contract
 from pool.errors import ArtifactError, BackendUnavailable, PoolError, StartError
 from pool.spec import FunctionSpec, Revision, make_revision
+from scheduler.errors import ConfigurationError
 
 __all__ = ["DeployResult", "Function", "Registry"]
 
@@ -317,7 +318,12 @@ class Registry:
             function = unreadable(record) if isinstance(record, DamagedFunction) else await self._found_again(record)
         if function.problem is not None:
             log.error("a function cannot start", function=function.name, problem=function.problem)
-        self._dispatcher.deploy(function.revision, min_instances=0 if function.problem else function.spec.pool.min)
+        try:
+            self._dispatcher.deploy(function.revision, min_instances=0 if function.problem else function.spec.pool.min)
+        except ConfigurationError as exc:  # a newer poold's, with a policy that this one does not know
+            log.exception("a function cannot start", function=function.name)
+            function = broken(function, f"its spec cannot be carried out: {exc}; deploy it again")
+            self._dispatcher.deploy(function.revision, min_instances=0)
         self._set(function)
 
     async def _found_again(self, record: StoredFunction) -> Function:
@@ -340,6 +346,9 @@ class Registry:
             return function
         except ArtifactError as exc:
             return replace(function, problem=f"{exc.message}; deploy it again")
+        except Exception as exc:  # one function's fault must keep neither the others nor the daemon from starting
+            log.exception("a function could not be checked", function=record.name)
+            return replace(function, problem=f"it could not be checked ({exc}); deploy it again")
         if found.digest != record.artifact.digest:
             return replace(function, problem="what it runs is not what was deployed; deploy it again")
         return function

@@ -21,13 +21,15 @@ from pool.backends.base import Backend
 from pool.contracts.registry import CONTRACTS
 from pool.errors import ArtifactError, BackendUnavailable, PoolError, StartError
 from pool.spec import Artifact, FunctionSpec, PoolSpec, Revision
+from scheduler.errors import ConfigurationError
+from scheduler.keepalive import REGISTRY
 
 
 class FakeBackend:
     """Every image and code is there, under the digest of its name, but for what is in `errors`."""
 
     def __init__(self) -> None:
-        self.errors: dict[str, PoolError] = {}
+        self.errors: dict[str, Exception] = {}
         self.gate: trio.Event | None = None
         self.digests: dict[str, str] = {}
 
@@ -58,6 +60,8 @@ class FakePools:
     def deploy(self, revision: Revision, *, min_instances: int | None = None) -> None:
         assert revision.id not in self.revisions
         assert revision.id not in self.ending
+        if revision.spec.pool.keepalive not in REGISTRY:
+            raise ConfigurationError(f"there is no keep-alive policy {revision.spec.pool.keepalive}")
         floor = revision.spec.pool.min if min_instances is None else min_instances
         self.revisions[revision.id] = [floor, revision.spec.pool.max]
         self.live[revision.id] = floor if self.at_once else 0
@@ -561,6 +565,23 @@ async def test_what_cannot_be_restored_is_listed_with_its_problem_and_spares_the
     assert (result.outcome, result.function.problem) == ("updated", None)
     await house.registry.remove("torn")
     await house.registry.deploy(spec("odd"))
+    house.check()
+
+
+@pytest.mark.trio
+async def test_neither_an_unknown_policy_nor_an_unexpected_fault_keeps_the_others_from_coming_back() -> None:
+    rows = await rows_of(spec("newer"), spec("faulty", "odd"), spec("fine"))
+    newer = rows["newer"]
+    assert isinstance(newer, StoredFunction)
+    unknown = spec("newer", pool=PoolSpec(min=1, keepalive="of-a-newer-poold"))
+    rows["newer"] = msgspec.structs.replace(newer, spec=unknown)
+    house = House(rows)
+    house.backend.errors["id:odd"] = RuntimeError("nobody expected this")
+    await house.registry.restore()
+    problems = {function.name: function.problem or "" for function in house.registry.list()}
+    assert problems["fine"] == ""
+    assert "policy of-a-newer-poold" in problems["newer"]
+    assert "nobody expected this" in problems["faulty"]
     house.check()
 
 
