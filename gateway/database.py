@@ -7,6 +7,7 @@ its neighbours.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -176,6 +177,10 @@ class Database:
         connection: sqlite3.Connection | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Specs have secrets in their environment. SQLite gives its other files the mode of this one.
+            os.close(os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            with contextlib.suppress(PermissionError):
+                self.path.chmod(0o600)
             connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
             # Two daemons on one state would remove each other's instances.
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")

@@ -181,7 +181,10 @@ class NetNamespace:
         """Let pool/nschild.py make `count` sockets in the namespace. When cancelled, the child is killed."""
         if self._fd < 0 or self._user_fd is None:
             raise BackendUnavailable("the network namespace was closed: its instance has ended")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        except OSError as exc:
+            raise _refused(exc) from exc
         with ours, theirs:
             fds = (self._user_fd, self._fd, theirs.fileno())
             script = Path(__file__).with_name("nschild.py")

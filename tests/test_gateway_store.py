@@ -333,3 +333,14 @@ async def test_directories_that_cannot_hold_it(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be opened"):
         await Store.open(tmp_path / "poold.db")
     assert [thread.name for thread in threading.enumerate() if thread.name == "poold-store"] == []
+
+
+@pytest.mark.trio
+async def test_only_its_owner_reads_what_is_stored(tmp_path: Path) -> None:
+    path = tmp_path / "poold.db"
+    for _ in range(2):
+        store = await Store.open(path)
+        files = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+        assert set(files.values()) == {0o600}, files
+        await store.aclose()
+        path.chmod(0o644)  # as an earlier poold left it

@@ -192,7 +192,11 @@ class DockerInstance:
 
     async def _dial_address(self, port: int) -> Channel:
         hint = NO_WAY_IN if self._local else FAR_AWAY
-        sock = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        except OSError as exc:
+            hint = "raise LimitNOFILE (ulimit -n) of poold"
+            raise BackendUnavailable(f"no socket can be made: {exc.strerror}", hint=hint) from exc
         try:
             with trio.move_on_after(DIAL_TIMEOUT_S) as limit:
                 await sock.connect((self._address, port))

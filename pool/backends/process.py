@@ -308,8 +308,15 @@ class ProcessBackend:
                     stderr=err_write,
                     start_new_session=True,
                 )
+                undo.callback(_end_at_once, process)
+            pidfd = os.pidfd_open(process.pid)
             undo.pop_all()
-        return Spawned(process, os.pidfd_open(process.pid), out_read, err_read, cgroup)
+        return Spawned(process, pidfd, out_read, err_read, cgroup)
+
+
+def _end_at_once(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 async def _stop_at_once(running: ProcessRunning) -> None:
