@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import trio
+import trio.testing
 from backend_kinds import Printed, ProcessKind, answer, ask, connect, make, make_code, request
 
 from pool.backends.base import InstanceExited, Output, Running
@@ -189,6 +191,36 @@ async def test_out_of_memory_is_told(kind: ProcessKind, tmp_path: Path) -> None:
             with trio.fail_after(20):
                 assert await anext(events) == InstanceExited("i1", "out of memory")
         await running.stop(0)
+
+
+@every_variant
+@pytest.mark.trio
+async def test_an_instance_that_was_asked_to_stop_has_not_ended_by_itself(
+    kind: ProcessKind, variant: Variant, tmp_path: Path
+) -> None:
+    code = make_code(tmp_path, "#!/bin/sh\nexec sleep 1000\n")
+    told: list[str] = []
+    async with opened(kind, variant) as backend:
+
+        async def listen() -> None:
+            async with aclosing(backend.events()) as events:
+                async for event in events:
+                    assert isinstance(event, InstanceExited)
+                    told.append(event.instance_id)
+                    if event.instance_id == "other":
+                        return
+
+        revision = await make(backend, code)
+        asked = await backend.start(request(revision, "asked"))
+        other = await backend.start(request(revision, "other"))
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen)
+                await trio.testing.wait_all_tasks_blocked()
+                await asked.stop(5)
+                os.kill(other.pid or 0, signal.SIGKILL)
+        await other.stop(0)
+    assert told == ["other"]
 
 
 @plain

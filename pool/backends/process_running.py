@@ -276,7 +276,8 @@ class ProcessRunning:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._exited = self._how(self._process.wait())
         self._ended.set()
-        self._on_exit(self)
+        if not self._stopping.locked():  # an end that was asked for is no news
+            self._on_exit(self)
 
     def _how(self, code: int) -> str:
         """How it ended, in words. A sandbox reports its code's death by signal N as exit code 128 + N."""
