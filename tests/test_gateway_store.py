@@ -340,7 +340,10 @@ async def test_only_its_owner_reads_what_is_stored(tmp_path: Path) -> None:
     path = tmp_path / "poold.db"
     for _ in range(2):
         store = await Store.open(path)
-        files = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
-        assert set(files.values()) == {0o600}, files
+        assert set(_modes(tmp_path).values()) == {0o600}
         await store.aclose()
         path.chmod(0o644)  # as an earlier poold left it
+
+
+def _modes(directory: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mode & 0o777 for file in directory.iterdir()}
