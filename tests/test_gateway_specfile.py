@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.shape import Problem
 from gateway.specfile import SpecError, parse_specs, spec_to_yaml
-from pool.spec import FunctionSpec, MountSpec, PoolSpec, QueueSpec, SecuritySpec, WebSpec
+from pool.spec import FcSpec, FunctionSpec, MountSpec, PoolSpec, QueueSpec, SecuritySpec, WebSpec
+
+EVERY_KEY = Path(__file__).parent.parent / "examples" / "every-key.yaml"
 
 FULL = """\
 name: resize            # a comment
@@ -267,3 +271,19 @@ def test_any_text_is_read_or_refused_as_a_spec(text: str) -> None:
         parse_specs(text, "any")
     with contextlib.suppress(SpecError):
         parse_specs(text, "any.json")
+
+
+def test_the_example_of_every_key_has_every_key_with_its_default() -> None:
+    text = EVERY_KEY.read_text()
+    code = "node-http/code"
+    assert parse_specs(text, "f") == [FunctionSpec(name="every-key", code=code)]
+    before, _, fc = text.partition("# fc:")
+    with_fc = (
+        before.replace("contract: web #", "contract: fc #").partition("\nweb:")[0] + "\nfc:" + fc.replace("\n#", "\n")
+    )
+    assert parse_specs(with_fc, "f") == [FunctionSpec(name="every-key", code=code, contract="fc")]
+    for written, spec in ((yaml.safe_load(text), FunctionSpec), (yaml.safe_load(with_fc)["fc"], FcSpec)):
+        keys = {field.name for field in msgspec.structs.fields(spec)}
+        assert set(written) | ({"fc"} if spec is FunctionSpec else set()) == keys
+    for section, kind in (("pool", PoolSpec), ("queue", QueueSpec), ("security", SecuritySpec), ("web", WebSpec)):
+        assert set(yaml.safe_load(text)[section]) == {field.name for field in msgspec.structs.fields(kind)}
