@@ -58,6 +58,9 @@ class App:
             path = target.partition(b"?")[0]
             if path.endswith(INVOKE) and path.count(b"/") == 4:
                 return self._invoke(path, message, connection)
+        if target.lower().startswith(b"http://"):  # the form for proxies, RFC 9112 section 3.2.2
+            message.target = b"/" + target[7:].partition(b"/")[2]
+            return self._find(message, connection)
         return self._route(message, connection)
 
     async def _answer_logged(self, message: RequestMessage, connection: Connection) -> None:
