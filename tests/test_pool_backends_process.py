@@ -110,6 +110,7 @@ async def test_what_the_code_sees(kind: ProcessKind, variant: Variant, code: Pat
         family = [psutil.Process(running.pid), *psutil.Process().children(recursive=True)]
         assert not any("hush" in " ".join(process.cmdline()) for process in family)
     assert facts["user"] == 65534
+    assert facts["env"]["HOME"] == "/tmp"
     assert int(facts["capabilities"], 16) == 0
     assert facts["no_new_privileges"] == "1"
     assert facts["writable"] == ["/tmp/here"]

@@ -262,6 +262,8 @@ class ProcessBackend:
             target, workdir = f"/proc/self/fd/{sandbox.PLAIN_CODE_FD}", spec.workdir or code_path
             for old, new in ports.items():
                 env.update({name: str(new) for name, value in env.items() if "PORT" in name and value == str(old)})
+        else:
+            env = {"HOME": "/tmp"} | env  # the only place it can write, as in a container
         uid, gid = _user(spec)
         return sandbox.Plan(
             command=tuple(code_command(spec, target)),
