@@ -117,7 +117,7 @@ async def test_what_the_code_sees(kind: ProcessKind, variant: Variant, code: Pat
     assert facts["directory"] == "/code"
     assert facts["processes"] <= 3
     assert facts["interfaces"] == ["lo"]
-    assert facts["env"].keys() - {"LC_CTYPE"} <= {"PATH", "PWD", "PORT", "DAEMON", "SECRET"}
+    assert facts["env"].keys() - {"LC_CTYPE"} <= {"PATH", "HOME", "PWD", "PORT", "DAEMON", "SECRET"}
     assert facts["env"]["SECRET"] == "hush hush"
 
 
