@@ -100,7 +100,7 @@ class App:
             target,
             message.headers,
             message.body,
-            self._body(message, connection, function),
+            None if message.done and not message.body else self._body(message, connection, function),
             message.length,
             False,
             base,
