@@ -211,6 +211,7 @@ class Connection:
                     message.expects_continue = False
                 self.phase = Phase.BODY
                 while not message.done:
+                    self._channel.hurry()
                     if not await self._feed():
                         return None
         except BadMessage as exc:
@@ -254,6 +255,7 @@ class Connection:
         self.phase = Phase.BODY
         try:
             while not data and not message.done:
+                self._channel.hurry()
                 if not await self._feed():
                     raise ClientGone
                 data = message.take_body()

@@ -35,6 +35,10 @@ class Channel(Protocol):
     async def receive(self) -> bytes:
         """Wait for bytes; b"" at the end of the stream. Raises ChannelClosed on a reset. Cancelling loses nothing."""
 
+    def hurry(self) -> None:
+        """More is about to come from a peer that may hold it back until it knows that the last bytes arrived: tell it
+        now. (Nagle's algorithm there and a delayed acknowledgement here make 40 ms of two small writes.)"""
+
     def peer_gone(self) -> bool:
         """True when the peer has already closed, or has sent something nobody asked for (for a connection at rest)."""
 
@@ -110,6 +114,12 @@ class SocketChannel:
                 continue
             except (OSError, trio.ClosedResourceError) as exc:
                 raise ChannelClosed(str(exc)) from exc
+
+    def hurry(self) -> None:
+        """See Channel.hurry. Asked for each time: the kernel goes back to delaying by itself (tcp(7))."""
+        if self.sock.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def peer_gone(self) -> bool:
         """See Channel.peer_gone."""

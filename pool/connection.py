@@ -111,6 +111,8 @@ class Http1Connection:
                 if data:
                     none_came = False
                     reader.feed(data)
+                    if not reader.head_done:
+                        self._channel.hurry()
                 else:
                     reader.end_of_stream()
             except ChannelClosed as exc:
@@ -133,6 +135,7 @@ class Http1Connection:
         """Read once more of the body. Returns how many bytes came."""
         reader = self._reader
         data = b""
+        self._channel.hurry()
         try:
             data = await self._channel.receive()
             if data:

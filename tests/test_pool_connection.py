@@ -13,6 +13,7 @@ import trio
 import trio.testing
 from fake_instance import Peer, Pieces, channel_pair, read_all
 
+from pool.channel import SocketChannel
 from pool.connection import Http1Connection, NoAnswer
 from pool.errors import BadAnswer, ExchangeError
 from pool.wire.http1 import Limits
@@ -74,6 +75,43 @@ async def test_a_short_body_that_comes_late_is_still_whole() -> None:
         nursery.start_soon(code)
         reader = await connection.exchange(GET, None)
         assert (reader.done, reader.take_body()) == (True, b"abc")
+
+
+class Hurried(SocketChannel):
+    """Counts how often its peer was told at once that bytes arrived."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.times = 0
+
+    def hurry(self) -> None:
+        self.times += 1
+        super().hurry()
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(("pieces", "times"), [([OK_3], 0), ([OK_3[:-3], b"abc"], 1), ([OK_3[:9], OK_3[9:]], 1)])
+async def test_code_that_writes_an_answer_in_pieces_is_not_kept_waiting_for_an_acknowledgement(
+    pieces: list[bytes], times: int
+) -> None:
+    """Over TCP: its kernel may hold back the second piece until ours has told of the first (40 ms otherwise)."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        channel = Hurried(socket.create_connection(listening.getsockname()))
+        accepted, _ = listening.accept()
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+    connection = Http1Connection(channel)
+
+    async def code() -> None:
+        await stream.receive_some()
+        for piece in pieces:
+            await stream.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(code)
+        assert await whole_exchange(connection) == b"abc"
+    assert channel.times == times
+    connection.close()
 
 
 @pytest.mark.trio
