@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import yaml
 from msgspec import convert
 from rich.console import Console
@@ -222,6 +223,15 @@ def demo(options: argparse.Namespace, directory: Path) -> None:
             console.print("x: so many times faster than a container that is made for one answer, with the same limits")
 
 
+def end_children() -> None:
+    """A signal that arrives while a process is being made leaves that process to nobody."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=5)
+
+
 def main(arguments: list[str]) -> int:
     """Exit status 0 when all went well, 1 when not, 128 + the signal's number when a signal ended it."""
     parser = argparse.ArgumentParser(prog="demo.py", description=__doc__)
@@ -251,6 +261,7 @@ def main(arguments: list[str]) -> int:
                 console.print(str(detail), markup=False)
         code = 1
     finally:
+        end_children()
         shutil.rmtree(directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.rmdir(ROOT / ".demo")  # another demo may be running in it
