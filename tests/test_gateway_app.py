@@ -92,7 +92,7 @@ async def test_an_unknown_function_is_404_and_says_which_there_are(target: bytes
 async def test_a_body_over_the_functions_own_limit_is_refused_before_anything_is_done() -> None:
     app, recorder = app_of("f", max_body_mb=1)
     with pytest.raises(ApiError) as caught:
-        await ask(app, b"/fn/f/", b"PUT", length=1_048_577)
+        await ask(app, b"/fn/f/", b"PUT", length=1_048_577, done=False)
     assert caught.value.status == 413
     assert recorder.calls == []
 
