@@ -22,6 +22,7 @@ from pool.wire.http1 import BadMessage, RequestMessage, RequestReader, chunk, st
 
 log = structlog.get_logger("poold.http")
 
+CLOSING_S = 1.0  # without a request, for a connection of a server that closes
 WHOLE_BYTES = 65_536  # a declared body up to this is read before the request is answered
 LINGER_S = 2.0  # for what a client sends after it was answered
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -137,8 +138,11 @@ class Connection:
             self._scope.cancel()
 
     def end_if_idle(self) -> None:
-        """The server closes: a connection between requests ends now."""
-        if self.phase is Phase.IDLE:
+        """The server closes: a connection between requests ends now, unless one is on its way.
+
+        A new one has not brought its first yet: it is given CLOSING_S (see check_client).
+        """
+        if self.phase is Phase.IDLE and self.requests and not self._channel.unread():
             self._scope.cancel()
 
     def check_client(self, now_s: float) -> None:
@@ -151,7 +155,7 @@ class Connection:
                 return
         limits = self._limits
         silent_s = now_s - self._seen_at_s
-        if self.phase is Phase.IDLE and silent_s >= limits.idle_timeout_s:
+        if self.phase is Phase.IDLE and silent_s >= (CLOSING_S if self._closing() else limits.idle_timeout_s):
             self._scope.cancel()
         elif self.phase is Phase.HEAD and silent_s >= limits.head_timeout_s:
             self._cut = ApiError(408, "head_timeout", f"the head did not arrive within {limits.head_timeout_s:g} s")

@@ -131,6 +131,13 @@ class SocketChannel:
             return True
         return True
 
+    def unread(self) -> bool:
+        """True when bytes have come that nobody has received yet."""
+        try:
+            return bool(self._recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
+
     def hung_up(self) -> bool:
         """True when the peer has closed (or shut down its sending side) and nothing it sent is left unread."""
         try:

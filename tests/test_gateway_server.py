@@ -288,6 +288,24 @@ async def test_closing_lets_the_present_request_end_and_drops_those_at_rest() ->
             await server.closed.wait()
 
 
+@pytest.mark.trio
+async def test_a_new_connection_has_its_first_request_answered_though_the_server_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.connection.CLOSING_S", 0.3)
+    async with serving() as (server, _), await dial(server) as late, await dial(server) as silent:
+        while server.connections < 2:
+            await trio.sleep(0.001)
+        server.close()
+        await late.send_all(GET)
+        data = await read_all(late)
+        assert data.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"connection: close\r\n" in data
+        assert await read_all(silent) == b""
+        with trio.fail_after(5):
+            await server.closed.wait()
+
+
 def test_addresses_that_cannot_be_listened_on_are_explained(tmp_path: Path) -> None:
     taken = listen_tcp("127.0.0.1:0")
     port = taken.sock.getsockname()[1]
